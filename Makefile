@@ -1,0 +1,66 @@
+# TEMPT: `make` lists the targets.
+#   PYTHON=...       the interpreter that makes .venv (3.11 or newer)
+#   TORCH_INDEX=URL  where pip takes torch from, instead of its own settings
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow bench lint clean
+
+# The first of these that is 3.11 or newer, else python3, which `setup` then refuses in plain words.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && break; done; echo "$$p")
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+STAMP := .venv/installed-in
+
+# The stamp holds the folder's name: an environment that was copied or moved is made anew, as it would run the old code.
+ifneq ($(shell test -e $(STAMP) && test "$$(cat $(STAMP))" != "$$(pwd -P)" && echo moved),)
+MOVED := yes
+.PHONY: $(STAMP)
+endif
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with everything (minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'error: "$(PYTHON)" is not Python 3.11 or newer; install Python 3.11, or name one: make setup PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
+	@echo 'Setting up .venv: torch and the other packages of constraints.txt; this takes some minutes.'
+	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
+	@$(PIP) install --constraint constraints.txt pip
+# torch first and alone: only it may come from another index, whose other packages need not be the pinned ones.
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint constraints.txt) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[report]'
+	@$(PIP) check >/dev/null
+	@pwd -P > $(STAMP)
+	@echo 'Done: $(BIN)/tempt --help'
+
+demo: setup ## the main job on a small made-up consortium (under 5 minutes on 2 cores)
+	@$(BIN)/tempt simulate centralized --out runs/demo --force
+
+test: setup ## the fast tests
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup ## the slow tests
+	@$(BIN)/python -m pytest -m slow
+
+bench: setup ## records a second, against the plain way and against the machine
+	@$(BIN)/python -m sim.bench
+
+lint: setup ## ruff, mypy, import-linter, codespell
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+
+clean: ## remove .venv and the caches; runs stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
