@@ -1,0 +1,51 @@
+"""TEMPT (finetune-freeze) (Section 4.7): the head alone, on the frozen encoder without prompts. A row of Table 7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shared_model.encoder import FrozenEncoder
+from shared_model.randomness import Dropout
+from shared_model.recommendation import (
+    Context,
+    Fitted,
+    Recommender,
+    fit_recommender,
+    head_of,
+    initial,
+    recommend,
+    record_sets,
+)
+from shared_model.records import CodeSets, RecordSet
+
+TITLE = "TEMPT (finetune-freeze)"
+PAPER = {"prauc": (0.5404, None)}
+SCOPE = "hospital"
+
+
+def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
+    """Learn Theta_MLP of one hospital."""
+    recommender = _build(context)
+    initial(recommender.module, context, "finetune-freeze")
+    return fit_recommender(recommender, train, validation, context.settings.tuning, context, "finetune-freeze")
+
+
+def probabilities(
+    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+) -> Float[Tensor, "records medications"]:
+    recommender = _build(context)
+    recommender.module.load_state_dict(dict(tensors))
+    return recommend(recommender, records, context.settings.encoder.longest_set)
+
+
+def _build(context: Context) -> Recommender:
+    head = head_of(context).to(context.device)
+    frozen = FrozenEncoder(context.pretrained)
+
+    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+        return frozen(record_sets(diagnoses, procedures, context.rows))
+
+    return Recommender(head, represent, head, constant=True)

@@ -1,0 +1,69 @@
+"""TEMPT (Section 3.4): a hospital's own prompts and head on the frozen pretrained encoder. Table 3, row TEMPT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shared_model.encoder import FrozenEncoder
+from shared_model.randomness import Dropout
+from shared_model.recommendation import (
+    Context,
+    Fitted,
+    Recommender,
+    fit_recommender,
+    head_of,
+    initial,
+    recommend,
+    record_sets,
+)
+from shared_model.records import CodeSets, RecordSet
+
+TITLE = "TEMPT"
+PAPER = {"prauc": (0.5468, 0.0016), "jaccard": (0.3318, 0.0010), "f1": (0.4790, 0.0013)}
+SCOPE = "hospital"
+
+
+def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
+    """Learn O_d, O_p and Theta_MLP of one hospital; embeddings and encoder stay as they are."""
+    recommender = _build(context)
+    initial(recommender.module, context, "tempt")
+    # Algorithm 1, lines 8-15
+    return fit_recommender(recommender, train, validation, context.settings.tuning, context, "tempt")
+
+
+def probabilities(
+    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+) -> Float[Tensor, "records medications"]:
+    recommender = _build(context)
+    recommender.module.load_state_dict(dict(tensors))
+    return recommend(recommender, records, context.settings.encoder.longest_set)
+
+
+class _PromptsAndHead(nn.Module):
+    """O_d^(h) (first), O_p^(h) and MLP_r of one hospital."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        count = context.settings.tuning.prompts_per_modality
+        self.prompts = nn.Parameter(torch.empty(2 * count, context.settings.encoder.c))
+        self.head = head_of(context)
+
+
+def _build(context: Context) -> Recommender:
+    module = _PromptsAndHead(context).to(context.device)
+    frozen = FrozenEncoder(context.pretrained)
+    count = context.settings.tuning.prompts_per_modality
+    row = torch.arange(2 * count, device=context.device) + context.rows.first_prompt
+
+    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+        # Algorithm 1, line 11
+        # Eq. 14: the prompted sets D'' and P''; the head follows Eq. 12
+        sets = record_sets(diagnoses, procedures, context.rows, [row[:count], row[count:]])
+        return frozen(sets, module.prompts)
+        # /Eq. 14
+
+    return Recommender(module, represent, module.head, constant=count == 0)

@@ -1,0 +1,22 @@
+"""The one error that a user can mend; anything else that reaches the command line is a defect of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TemptError(Exception):
+    """A mistake of the user's: one line that says what was found, what was expected and what to do."""
+
+
+def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
+    """The error for a name that is not among the known ones: it lists them and points to the nearest.
+
+    >>> print(unknown("preset", "papper", ["paper", "released"]))
+    unknown preset 'papper'; did you mean 'paper'? Known: paper, released
+    """
+    names = sorted(known)
+    near = get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")

@@ -1,0 +1,125 @@
+"""Files that are never half-written: content goes beside its place and is renamed into it.
+
+After a kill at any moment a path holds the old content or the new. What a killed process left behind starts with
+`.writing-` and is removed by `remove_leftovers`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared_model.errors import TemptError
+
+_PREFIX = ".writing-"
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path to write to that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Args:
+        durable: also survive a loss of power: the content is on the disk before it gets its name.
+
+    Raises:
+        TemptError: the disk is full or the folder can't be written to.
+    """
+    beside = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield beside
+        if durable:
+            descriptor = os.open(beside, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        beside.replace(path)
+    except OSError as error:
+        raise TemptError(f"{path}: can't be written: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file's text in one step."""
+    with replacing(path, durable=durable) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
+    """Replace a JSON file in one step, indented for readers."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        TemptError: the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TemptError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise TemptError(f"{path}: can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise TemptError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process had begun to write below a directory."""
+    for path in directory.rglob(f"{_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
+    """A directory to fill that gets its name when the block ends well, with mode 0700.
+
+    Args:
+        mark: a file that every directory of this kind has; `force` deletes only a directory that has it.
+        force: replace an older directory of the same kind.
+
+    Raises:
+        TemptError: the place is taken, can't be written to, or the disk is full.
+    """
+    check_place(directory, mark=mark, force=force)
+    beside = directory.with_name(f"{_PREFIX}{os.getpid()}-{directory.name}")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir(mode=0o700)
+        yield beside
+        if directory.exists():
+            old = directory.with_name(f"{_PREFIX}{os.getpid()}-old-{directory.name}")
+            directory.rename(old)
+            beside.rename(directory)
+            shutil.rmtree(old)
+        else:
+            beside.rename(directory)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TemptError(f"{directory}: can't be written: {reason}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_place(directory: Path, *, mark: str, force: bool) -> None:
+    """Refuse an output directory that holds something, unless `force` and it is one of ours (it has `mark`)."""
+    if directory.exists() and not directory.is_dir():
+        raise TemptError(f"{directory}: is a file; expected a directory that is new or empty")
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not force:
+        raise TemptError(f"{directory}: is not empty; name another directory, or use --force to replace it")
+    if not (directory / mark).is_file():
+        raise TemptError(f"{directory}: has no {mark}, so this command did not make it; --force deletes only its own")

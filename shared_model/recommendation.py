@@ -1,0 +1,218 @@
+"""Recommending medications from a record's two representations (Eq. 12-14): the task that every method trains on.
+
+A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
+
+    TITLE: str                      its row in the paper's tables
+    PAPER: dict                     the paper's mean and deviation of each metric, where it prints them
+    SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
+    fit(train, validation, context) -> Fitted
+    probabilities(tensors, records, context) -> one row a record
+
+`fit` sees training records, and validation records for selection alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shared_model.batching import FIRST_DIAGNOSIS, PackedSets, TokenRows, code_tokens, pack
+from shared_model.encoder import MedicalEncoder
+from shared_model.initialization import initialize
+from shared_model.metrics import average_precision
+from shared_model.objectives import mlp, recommendation_loss
+from shared_model.randomness import Dropout, generator
+from shared_model.records import CodeSets, RecordSet
+from shared_model.settings import OptimizationSettings, Settings
+from shared_model.training import OnEpoch, train
+
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a fit needs beside records.
+
+    Attributes:
+        hospital: whose records they are, or `WHOLE_CONSORTIUM`.
+        encoder: the pretrained encoder, for a method that adapts one.
+        resume: where a long fit keeps its state while it runs.
+        epochs: fit for exactly so many, with no look at validation.
+    """
+
+    settings: Settings
+    rows: TokenRows
+    medications: int
+    seed: int
+    hospital: int
+    device: torch.device
+    encoder: MedicalEncoder | None = None
+    resume: Path | None = None
+    on_epoch: OnEpoch | None = None
+    epochs: int | None = None
+
+    @property
+    def pretrained(self) -> MedicalEncoder:
+        if self.encoder is None:
+            raise ValueError("this method adapts a pretrained encoder; the context has none")
+        return self.encoder
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit leaves: the tensors that a checkpoint holds, the history, and the epoch they are of."""
+
+    tensors: dict[str, Tensor]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """The contract of a method's file, as a type."""
+
+    TITLE: str
+    PAPER: Mapping[str, tuple[float, float | None]]
+    SCOPE: Literal["consortium", "hospital"]
+
+    def fit(self, train: RecordSet, validation: RecordSet, context: Context) -> Fitted: ...
+
+    def probabilities(
+        self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+    ) -> Float[Tensor, "records medications"]: ...
+
+
+Represent = Callable[[CodeSets, CodeSets, Dropout | None], Float[Tensor, "sets c"]]
+
+
+class Recommender(NamedTuple):
+    """A network that recommends: MLP_r behind something that represents a record's two sets.
+
+    Attributes:
+        module: all that is trained and kept.
+        represent: the representations of all diagnosis sets, then of all procedure sets.
+        head: MLP_r.
+        constant: nothing that `represent` reads is trained, so that it is computed once.
+    """
+
+    module: nn.Module
+    represent: Represent
+    head: nn.Module
+    constant: bool = False
+
+
+def head_of(context: Context) -> nn.Sequential:
+    """A new MLP_r; `initial` gives it its weights."""
+    return mlp(2 * context.settings.encoder.c, context.medications)
+
+
+def initial(module: nn.Module, context: Context, purpose: str) -> None:
+    """Draw a module's first weights from the stream of (seed, purpose, hospital)."""
+    draws = generator(torch.device("cpu"), context.seed, f"{purpose}/initial", context.hospital)
+    initialize(module, context.settings.encoder.initialization, draws)
+
+
+def record_sets(
+    diagnoses: CodeSets, procedures: CodeSets, rows: TokenRows, prompts: list[Int[Tensor, " prompts"]] | None = None
+) -> PackedSets:
+    """Both sets of each record in one packed batch: all diagnosis sets, then all procedure sets."""
+    tokens = [code_tokens(diagnoses, FIRST_DIAGNOSIS), code_tokens(procedures, rows.first_procedure)]
+    return pack(tokens, prompts)
+
+
+def fit_recommender(
+    recommender: Recommender,
+    training: RecordSet,
+    validation: RecordSet,
+    optimization: OptimizationSettings,
+    context: Context,
+    purpose: str,
+) -> Fitted:
+    """Train a recommender and keep its best state."""
+    task = RecommendationTask(recommender, training, validation, context)
+    progress = train(
+        task,
+        optimization,
+        seed=context.seed,
+        purpose=purpose,
+        hospital=context.hospital,
+        resume=context.resume,
+        on_epoch=context.on_epoch,
+        epochs=context.epochs,
+    )
+    tensors = {name: tensor.detach() for name, tensor in recommender.module.state_dict().items()}
+    return Fitted(tensors, progress.history, progress.best_epoch)
+
+
+class RecommendationTask:
+    """Recommending medications for some training records; a task of `training.train`."""
+
+    def __init__(self, recommender: Recommender, train: RecordSet, validation: RecordSet, context: Context) -> None:
+        self.module = recommender.module
+        self._recommender, self._medications = recommender, context.medications
+        self._longest = context.settings.encoder.longest_set
+        self._diagnoses, self._procedures = (
+            train.diagnoses.truncated(self._longest),
+            train.procedures.truncated(self._longest),
+        )
+        self._labels = train.medications
+        self._validation, self._validation_labels = validation, validation.medications.multi_hot(context.medications)
+        self._constant = self._validation_constant = None
+        if recommender.constant:
+            self._constant = representations(recommender, train, self._longest)
+            self._validation_constant = representations(recommender, validation, self._longest)
+        self.records, self.validation_records = len(train), len(validation)
+
+    def loss(self, index: Int[Tensor, " batch"], generator: torch.Generator) -> Float[Tensor, ""]:
+        """L_tune of the records at `index`; dropout is drawn from the generator."""
+        if self._constant is not None:
+            pair = self._constant[index]
+        else:
+            sets = self._diagnoses.select(index), self._procedures.select(index)
+            pair = _side_by_side(self._recommender.represent(*sets, Dropout(generator)))
+        # Eq. 12: before the sigmoid; Eq. 14 where the sets are prompted
+        logits = self._recommender.head(pair)
+        # /Eq. 12
+        return recommendation_loss(logits, self._labels.select(index).multi_hot(self._medications))
+
+    @torch.no_grad()
+    def score(self) -> float:
+        """The mean over hospitals of the validation records' PRAUC."""
+        if self._validation_constant is not None:
+            probabilities = self._recommender.head(self._validation_constant).sigmoid()
+        else:
+            probabilities = recommend(self._recommender, self._validation, self._longest)
+        prauc = average_precision(probabilities, self._validation_labels)
+        hospitals, member = torch.unique(self._validation.hospital, return_inverse=True)
+        sums = torch.zeros(len(hospitals), dtype=prauc.dtype, device=prauc.device).index_add_(0, member, prauc)
+        return float((sums / member.bincount()).mean())
+
+
+@torch.no_grad()
+def recommend(recommender: Recommender, records: RecordSet, longest_set: int) -> Float[Tensor, "records medications"]:
+    """The recommending probability of every medication for every record."""
+    # Eq. 12: with the sigmoid
+    probabilities: Tensor = recommender.head(representations(recommender, records, longest_set)).sigmoid()
+    # /Eq. 12
+    return probabilities
+
+
+@torch.no_grad()
+def representations(recommender: Recommender, records: RecordSet, longest_set: int) -> Float[Tensor, "records 2c"]:
+    """[r_d || r_p] of every record, without dropout."""
+    diagnoses, procedures = records.diagnoses.truncated(longest_set), records.procedures.truncated(longest_set)
+    parts = torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH)
+    return torch.cat(
+        [_side_by_side(recommender.represent(diagnoses.select(part), procedures.select(part), None)) for part in parts]
+    )
+
+
+def _side_by_side(both: Float[Tensor, "sets c"]) -> Float[Tensor, "records 2c"]:
+    r_d, r_p = both.split(len(both) // 2)
+    return torch.cat([r_d, r_p], dim=1)

@@ -1,0 +1,172 @@
+"""Settings of every stage, with the paper's symbols, and the presets `paper` and `released`.
+
+A stage takes its own model of this file, never the whole tree. Where the paper is silent the field says what was
+chosen and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from shared_model.errors import TemptError, unknown
+
+
+class EncoderSettings(BaseModel, frozen=True, extra="forbid"):
+    """The medical encoder of Section 3.2."""
+
+    c: int = Field(300, ge=1, le=4096, description="embedding dimension and feed-forward width; Table 6")
+    layers: int = Field(2, ge=1, le=24, description="K; Table 6")
+    heads: int = Field(2, ge=1, le=64, description="A; Table 6")
+    activation: Literal["relu", "gelu"] = Field("relu", description="Eq. 4")
+    longest_set: int = Field(
+        100, ge=1, description="codes of a set that are read; [CLS] and prompts come on top; Table 6"
+    )
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="the paper is silent; the released code's")
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="of a sublayer's output; the paper is silent; 0.4 (released) kept the contrastive loss at chance",
+    )
+    initialization: Literal["xavier", "normal"] = Field(
+        "xavier",
+        description="the paper is silent; normal(0, 0.02) (released) starts with nearly constant representations and "
+        "spends its first epochs on a plateau",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> EncoderSettings:
+        if self.c % self.heads:
+            raise ValueError(f"c={self.c} is no multiple of heads={self.heads}; Eq. 2 cuts c into equal heads")
+        return self
+
+
+class OptimizationSettings(BaseModel, frozen=True, extra="forbid"):
+    """Adam with early stopping on a validation score, shared by every trained model (Section 4.1.3)."""
+
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Table 6")
+    batch_size: int = Field(64, ge=1, le=65536, description="Table 6; the last partial batch is kept")
+    epochs: int = Field(30, ge=1, le=100_000, description="at most; the paper is silent, the released code's")
+    patience: int = Field(10, ge=1, description="epochs without a better validation score; the released code's")
+    patience_steps: int = Field(
+        200, ge=0, description="steps that patience lasts at least: with few records an epoch is a handful of steps"
+    )
+
+
+class PretrainingSettings(OptimizationSettings, frozen=True, extra="forbid"):
+    """Section 3.3: the two self-supervised tasks."""
+
+    temperature: float = Field(0.8, gt=0, description="tau of Eq. 9; Table 6")
+    contrastive_weight: float = Field(0.01, ge=0, description="gamma of Eq. 11; Table 6")
+    mask_fraction: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="codes masked in a set, at least one; Sec. 3.3.1 gives no number, the released code's",
+    )
+    mask_token_fraction: float = Field(
+        1.0, ge=0, le=1, description="masked codes that become [MASK]; Sec. 3.3.1 knows no other"
+    )
+    random_code_fraction: float = Field(
+        0.0, ge=0, le=1, description="masked codes that become a random one; the rest stay"
+    )
+
+    @model_validator(mode="after")
+    def _fractions(self) -> PretrainingSettings:
+        if self.mask_token_fraction + self.random_code_fraction > 1:
+            raise ValueError(
+                f"mask_token_fraction={self.mask_token_fraction} and random_code_fraction={self.random_code_fraction} "
+                "exceed 1 together"
+            )
+        return self
+
+
+class TuningSettings(OptimizationSettings, frozen=True, extra="forbid"):
+    """Section 3.4: a hospital's own prompts and head, or what an ablation tunes instead."""
+
+    prompts_per_modality: int = Field(2, ge=0, le=100, description="b; Table 6; 0 tunes the head alone")
+    selection: Literal["hospital", "common"] = Field(
+        "hospital", description="each hospital's best epoch, or one epoch for all by the mean over hospitals"
+    )
+
+
+class TrainingSettings(OptimizationSettings, frozen=True, extra="forbid"):
+    """Full-Train and Single-Train (Section 4.1.2): the same network, trained on medications from the start."""
+
+
+class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
+    """Section 4.1.4."""
+
+    threshold: float = Field(
+        0.3, ge=0, le=1, description="t; a medication is recommended strictly above it; Sec. 4.1.3"
+    )
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """Everything that a run is made with, but for data, seeds and machine."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    tuning: TuningSettings = TuningSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "released": {
+        "encoder": {
+            "heads": 4,
+            "activation": "gelu",
+            "dropout": 0.4,
+            "attention_dropout": 0.1,
+            "initialization": "normal",
+        },
+        "pretraining": {"mask_token_fraction": 0.8, "random_code_fraction": 0.1},
+        "tuning": {"batch_size": 128},
+    },
+}
+
+
+def resolve(preset: str, assignments: Mapping[str, str]) -> Settings:
+    """The settings of a preset with `--set` assignments such as `{"pretraining.epochs": "5"}` on top.
+
+    Raises:
+        TemptError: an unknown preset or field (the nearest is named), or values out of type or bounds (all named).
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    tree: dict[str, dict[str, Any]] = {stage: dict(values) for stage, values in PRESETS[preset].items()}
+    known = dict(_fields())
+    for name, value in assignments.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise TemptError(f"--set {name}={value}: no such field; did you mean `{near}`?")
+        stage, field = name.split(".")
+        tree.setdefault(stage, {})[field] = value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise TemptError("--set " + "; ".join(_mistake(detail) for detail in error.errors())) from None
+
+
+def describe() -> Iterator[tuple[str, Any, str]]:
+    """Every field's dotted name, default and description, for readers."""
+    for name, field in _fields():
+        yield name, field.default, field.description or ""
+
+
+def _fields() -> Iterator[tuple[str, Annotated[Any, "pydantic FieldInfo"]]]:
+    for stage, stage_field in Settings.model_fields.items():
+        for name, field in stage_field.default.__class__.model_fields.items():
+            yield f"{stage}.{name}", field
+
+
+def _mistake(detail: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{place}={detail['input']}: {message}" if detail["type"] != "value_error" else f"{place}: {message}"

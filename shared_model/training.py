@@ -1,0 +1,200 @@
+"""The one training loop: epochs of Adam, early stopping on a validation score, best state, history, resume.
+
+A method gives it a task: a module, the loss of a batch, and a score. Stopping and resuming at any epoch's end changes
+no bit of the result: an epoch's randomness is a function of (seed, purpose, hospital, epoch), and the checkpoint holds
+the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shared_model import checkpoint
+from shared_model.errors import TemptError
+from shared_model.randomness import generator
+from shared_model.settings import OptimizationSettings
+
+_CHECKPOINT_SECONDS = 20.0
+
+
+class Task(Protocol):
+    """What a method hands to the loop; parameters that require no gradient stay as they are."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    records: int
+    validation_records: int
+
+    def loss(self, index: Int[Tensor, " batch"], generator: torch.Generator) -> Float[Tensor, ""]: ...
+
+    def score(self) -> float: ...
+
+
+@dataclass
+class Progress:
+    """Where the loop is; everything but tensors that a checkpoint needs."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+def train(
+    task: Task,
+    settings: OptimizationSettings,
+    *,
+    seed: int,
+    purpose: str,
+    hospital: int,
+    resume: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    epochs: int | None = None,
+) -> Progress:
+    """Train until patience or epochs end, and leave the module in its best state.
+
+    Args:
+        purpose: names the random streams, such as "pretraining".
+        hospital: whose records they are, or `WHOLE_CONSORTIUM`.
+        resume: a file that holds the loop's state while it runs; if it exists the loop goes on from it.
+        on_epoch: called with each epoch's history row.
+        epochs: train for exactly so many and keep the last state, with no look at validation.
+
+    Raises:
+        TemptError: the checkpoint is damaged or belongs to another module, or the loss is no number.
+    """
+    task.module.train()
+    parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+    device = next(iter(parameters.values())).device
+    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
+    selects = epochs is None and task.validation_records > 0
+    progress = Progress()
+    best: dict[str, Tensor] = {}
+    if resume is not None and resume.exists():
+        progress, best = _restore(resume, parameters, optimizer)
+    saved = time.monotonic()
+    last = epochs if epochs is not None else settings.epochs
+    while progress.epoch < last and not (selects and _out_of_patience(progress, settings)):
+        began = time.monotonic()
+        epoch = progress.epoch + 1
+        loss = run_epoch(task, optimizer, settings.batch_size, seed, purpose, hospital, epoch, device)
+        if not math.isfinite(loss):
+            raise TemptError(
+                f"{purpose} of hospital {hospital}: the loss is {loss} in epoch {epoch}; "
+                f"lower its learning_rate (now {settings.learning_rate})"
+            )
+        score = task.score() if selects else None
+        progress.epoch = epoch
+        progress.step += -(-task.records // settings.batch_size)
+        better = score is None or progress.best_score is None or score > progress.best_score
+        if better:
+            progress.best_epoch, progress.best_step, progress.best_score = epoch, progress.step, score
+            if selects:
+                best = {name: p.detach().clone() for name, p in parameters.items()}
+        seconds = time.monotonic() - began
+        progress.seconds += seconds
+        row = {
+            "epoch": epoch,
+            "step": progress.step,
+            "loss": loss,
+            "score": score,
+            "best": better,
+            "seconds": round(seconds, 3),
+        }
+        progress.history.append(row)
+        if on_epoch is not None:
+            on_epoch(row)
+        if resume is not None and time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+            _save(resume, parameters, optimizer, best, progress)
+            saved = time.monotonic()
+    if selects:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(best[name])
+    task.module.eval()
+    return progress
+
+
+def run_epoch(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    seed: int,
+    purpose: str,
+    hospital: int,
+    epoch: int,
+    device: torch.device,
+) -> float:
+    """One pass over the records in an order of (seed, purpose, hospital, epoch); the mean loss of a record."""
+    # Algorithm 1, lines 2 and 10: the order on the CPU, so that every device sees the same batches
+    order = torch.randperm(
+        task.records, generator=generator(torch.device("cpu"), seed, f"{purpose}/order", hospital, epoch)
+    )
+    draws = generator(device, seed, purpose, hospital, epoch)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for index in order.to(device).split(batch_size):
+        loss = task.loss(index, draws)
+        # Algorithm 1, lines 6 and 13
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(index)
+    return float(total) / task.records
+
+
+def _out_of_patience(progress: Progress, settings: OptimizationSettings) -> bool:
+    return (
+        progress.epoch - progress.best_epoch >= settings.patience
+        and progress.step - progress.best_step >= settings.patience_steps
+    )
+
+
+def _save(
+    path: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    progress: Progress,
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"now.{name}"] = parameter
+        for moment, value in optimizer.state[parameter].items():
+            tensors[f"adam.{moment}.{name}"] = value
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    checkpoint.save(path, tensors, vars(progress), durable=False)
+
+
+def _restore(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    tensors, about = checkpoint.load(path, next(iter(parameters.values())).device)
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"now.{name}"])
+                optimizer.state[parameter] = {
+                    "step": tensors[f"adam.step.{name}"],
+                    "exp_avg": tensors[f"adam.exp_avg.{name}"],
+                    "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"],
+                }
+        best = {name: tensors[f"best.{name}"] for name in parameters if f"best.{name}" in tensors}
+        return Progress(**about), best
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to compute it again") from None

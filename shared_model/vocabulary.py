@@ -1,0 +1,99 @@
+"""The agreement on codes: position <-> code for diagnoses, procedures and medications, and its digest.
+
+Diagnoses are eICU's `icd9code` strings, procedures its `treatmentstring`s, medications its integer HICL numbers.
+Every side of a federation holds the same vocabulary; two sides compare `digest` before any training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from shared_model.errors import TemptError
+from shared_model.files import read_json, write_json
+
+Modality = Literal["diagnoses", "procedures", "medications"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The codes of a consortium in their agreed order: D_U, P_U and M_U of Section 2.
+
+    Attributes:
+        diagnoses: every diagnosis code, ascending by code point.
+        procedures: the most frequent procedures, ascending by code point.
+        medications: the most frequent medications (HICL numbers), ascending.
+        medication_names: the most frequent drug name of each medication; not part of the digest.
+    """
+
+    diagnoses: tuple[str, ...]
+    procedures: tuple[str, ...]
+    medications: tuple[int, ...]
+    medication_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.medication_names) != len(self.medications):
+            raise ValueError(f"{len(self.medications)} medications but {len(self.medication_names)} names")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the three code lists: equal digests mean that a position is the same code on both sides."""
+        text = json.dumps([self.diagnoses, self.procedures, self.medications], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _positions(self) -> dict[str, dict[str, int]]:
+        return {
+            modality: {str(code): position for position, code in enumerate(getattr(self, modality))}
+            for modality in ("diagnoses", "procedures", "medications")
+        }
+
+    def position(self, modality: Modality, code: str) -> int:
+        """Where a code stands in its list.
+
+        Raises:
+            TemptError: the vocabulary lacks the code; the message names the nearest that it has.
+        """
+        positions = self._positions[modality]
+        found = positions.get(code.strip())
+        if found is None:
+            near = get_close_matches(code, positions, n=1, cutoff=0.0)
+            hint = f"; the nearest is '{near[0]}'" if near else ""
+            raise TemptError(f"{modality}: the vocabulary has no code '{code}'{hint}")
+        return found
+
+
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """Write `vocabulary.json`, replacing an older one in one step."""
+    write_json(
+        path,
+        {
+            "diagnoses": list(vocabulary.diagnoses),
+            "procedures": list(vocabulary.procedures),
+            "medications": list(vocabulary.medications),
+            "medication_names": list(vocabulary.medication_names),
+        },
+    )
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a dataset or run directory.
+
+    Raises:
+        TemptError: the file is missing, is no JSON, or lacks a list.
+    """
+    content = read_json(path)
+    try:
+        return Vocabulary(
+            diagnoses=tuple(str(code) for code in content["diagnoses"]),
+            procedures=tuple(str(code) for code in content["procedures"]),
+            medications=tuple(int(code) for code in content["medications"]),
+            medication_names=tuple(str(name) for name in content["medication_names"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TemptError(f"{path}: not a vocabulary ({error}); expected the file that `tempt prepare` writes") from None
