@@ -1,0 +1,1 @@
+"""What coordinates the hospitals: the agreed vocabulary, the rounds, the validation of updates."""

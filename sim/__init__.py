@@ -1,0 +1,1 @@
+"""One machine plays everyone: the `tempt` command, simulations, baselines, results."""

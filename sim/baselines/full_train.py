@@ -1,0 +1,36 @@
+"""Full-Train (Section 4.1.2): one network for every hospital, trained on medications from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shared_model.encoder import MedicalEncoder
+from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, initial, recommend
+from shared_model.records import RecordSet
+from shared_model.whole_network import whole_network
+
+TITLE = "Full-Train"
+PAPER = {"prauc": (0.4840, 0.0014), "jaccard": (0.2839, 0.0010), "f1": (0.4265, 0.0011)}
+SCOPE = "consortium"
+
+
+def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
+    """Learn embeddings, encoder and head on the records of every hospital."""
+    recommender = _build(context)
+    initial(recommender.module, context, "full-train")
+    return fit_recommender(recommender, train, validation, context.settings.training, context, "full-train")
+
+
+def probabilities(
+    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+) -> Float[Tensor, "records medications"]:
+    recommender = _build(context)
+    recommender.module.load_state_dict(dict(tensors))
+    return recommend(recommender, records, context.settings.encoder.longest_set)
+
+
+def _build(context: Context) -> Recommender:
+    return whole_network(MedicalEncoder(context.settings.encoder, context.rows), context)

@@ -1,0 +1,36 @@
+"""Single-Train (Section 4.1.2): a network of its own for each hospital, trained on its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shared_model.encoder import MedicalEncoder
+from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, initial, recommend
+from shared_model.records import RecordSet
+from shared_model.whole_network import whole_network
+
+TITLE = "Single-Train"
+PAPER = {"prauc": (0.5033, 0.0009), "jaccard": (0.2950, 0.0018), "f1": (0.4364, 0.0011)}
+SCOPE = "hospital"
+
+
+def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
+    """Learn embeddings, encoder and head on one hospital's records."""
+    recommender = _build(context)
+    initial(recommender.module, context, "single-train")
+    return fit_recommender(recommender, train, validation, context.settings.training, context, "single-train")
+
+
+def probabilities(
+    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+) -> Float[Tensor, "records medications"]:
+    recommender = _build(context)
+    recommender.module.load_state_dict(dict(tensors))
+    return recommend(recommender, records, context.settings.encoder.longest_set)
+
+
+def _build(context: Context) -> Recommender:
+    return whole_network(MedicalEncoder(context.settings.encoder, context.rows), context)

@@ -1,0 +1,209 @@
+"""The paper's set-up: one place holds every hospital's records (Algorithm 1, the rows of Table 3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared_model.errors import TemptError
+from shared_model.files import write_text
+from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.records import Dataset
+from shared_model.settings import Settings
+from sim.display import Display
+from sim.methods import adapts, method
+from sim.results import write_results
+from sim.run_directory import versions
+from sim.units import PRETRAINING, FitUnit, Plan, fit_unit
+from sim.workers import run_units
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a centralized run is asked for.
+
+    Attributes:
+        data: the directory as the user named it.
+        preparation: the options that made the dataset, if the run prepared its own.
+        device: "cpu", "cuda" or "cuda:N".
+        jobs: threads in all; the results do not depend on it.
+        threads: of a fit on the whole consortium; the results' last bits depend on it.
+        hospitals: the hospitals that take part, all of the dataset's if None.
+    """
+
+    run: Path
+    data: str
+    preparation: Mapping[str, Any] | None
+    settings: Settings
+    preset: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: str
+    jobs: int
+    threads: int
+    save_scores: bool
+    hospitals: tuple[int, ...] | None
+    command: tuple[str, ...]
+
+
+def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `config.json`; `sources` are the raw tables' digests, if the run prepared its own dataset."""
+    return {
+        "format": 1,
+        "mode": "centralized",
+        "data": request.data,
+        "dataset": {"digest": dataset.digest, "sources": dict(sources), "preparation": request.preparation},
+        "preset": request.preset,
+        "settings": request.settings.model_dump(mode="json"),
+        "models": list(request.models),
+        "seeds": list(request.seeds),
+        "hospitals": None if request.hospitals is None else list(request.hospitals),
+        "device": request.device,
+        "threads": request.threads,
+        "save_scores": request.save_scores,
+        "command": list(request.command),
+        "versions": versions(),
+    }
+
+
+def restricted(dataset: Dataset, hospitals: Sequence[int] | None) -> Dataset:
+    """The dataset with the records of some hospitals only.
+
+    Raises:
+        TemptError: it lacks one of them.
+    """
+    if hospitals is None:
+        return dataset
+    missing = sorted(set(hospitals) - set(dataset.records.hospitals))
+    if missing:
+        raise TemptError(
+            f"--hospitals: the dataset has no hospital {missing[0]}; it has {some(dataset.records.hospitals)}"
+        )
+    return dataset.of_hospitals(hospitals)
+
+
+def simulate(request: Request, directory: Path, dataset: Dataset, display: Display) -> dict[str, Any]:
+    """Do every fit of a run directory that is not done yet, and return the content of `results.json`.
+
+    Args:
+        directory: of the dataset, for the processes that fit.
+        dataset: the same, restricted to the run's hospitals.
+
+    Raises:
+        TemptError: the run directory holds a damaged file.
+    """
+    plan = Plan(
+        run=request.run,
+        dataset=directory,
+        settings=request.settings,
+        device=request.device,
+        threads=request.threads,
+        save_scores=request.save_scores,
+        hospitals=request.hospitals,
+    )
+    units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
+    done = {unit: result for unit in units if (result := unit.result()) is not None}
+    history = _History(request.run / "history.jsonl")
+    history.rewrite(done)
+
+    def on_event(unit: FitUnit, row: dict[str, Any]) -> None:
+        history.append(unit, row)
+        display.epoch(_label(unit), row)
+
+    def on_done(unit: FitUnit, result: dict[str, Any]) -> None:
+        done[unit] = result
+        display.advance(_label(unit), unit.model)
+
+    def run(wanted: list[FitUnit]) -> None:
+        run_units(wanted, fit_unit, jobs=request.jobs, done=set(done), on_event=on_event, on_done=on_done)
+
+    display.begin(len(units), len(done))
+    if request.settings.tuning.selection == "common":
+        units = _with_common_epochs(units, done, run)
+    run(units)
+    history.rewrite(done)
+    final = {unit: done[unit] for unit in units}
+    about = {
+        "mode": "centralized",
+        "dataset": {
+            "digest": dataset.digest,
+            "split_digests": {str(seed): _split_digest(dataset, seed) for seed in request.seeds},
+            "records": len(dataset.records),
+            "hospitals": len(dataset.records.hospitals),
+        },
+        "command": list(request.command),
+        "versions": versions(),
+    }
+    return write_results(request.run, about, final, request.models, request.seeds)
+
+
+def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
+    """Every fit of a seed: fits on the whole consortium first, as they take longest."""
+    whole = [PRETRAINING] if any(adapts(name) for name in models) else []
+    whole += [name for name in models if method(name).SCOPE == "consortium"]
+    by_hospital = [name for name in models if method(name).SCOPE == "hospital"]
+    return [FitUnit(plan, name, seed, WHOLE_CONSORTIUM) for name in whole] + [
+        FitUnit(plan, name, seed, hospital) for name in by_hospital for hospital in hospitals
+    ]
+
+
+def _with_common_epochs(
+    units: list[FitUnit], done: dict[FitUnit, dict[str, Any]], run: Callable[[list[FitUnit]], None]
+) -> list[FitUnit]:
+    """The units with one tuning epoch for all hospitals of a model and seed: the best by the mean of their scores."""
+    trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
+    done.update({trial: result for trial in trials if (result := trial.result()) is not None})
+    run([unit for unit in units if not adapts(unit.model)] + trials)
+    scores: dict[tuple[str, int], list[list[float]]] = {}
+    for trial in trials:
+        rows = [row["score"] for row in done[trial]["history"]]
+        if None not in rows:
+            scores.setdefault((trial.model, trial.seed), []).append(rows)
+    best = {
+        key: max(range(len(of[0])), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1 for key, of in scores.items()
+    }
+    return [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
+
+
+class _History:
+    """`history.jsonl`: a line an epoch. It grows as epochs end, and is put in order when a run starts or ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, unit: FitUnit, row: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._line(unit, row))
+
+    def rewrite(self, done: Mapping[FitUnit, Mapping[str, Any]]) -> None:
+        order = sorted(done, key=lambda unit: (unit.seed, unit.model, unit.hospital, unit.trial))
+        write_text(self._path, "".join(self._line(unit, row) for unit in order for row in done[unit]["history"]))
+
+    @staticmethod
+    def _line(unit: FitUnit, row: Mapping[str, Any]) -> str:
+        of = {"model": unit.model, "seed": unit.seed, "hospital": unit.hospital} | (
+            {"trial": True} if unit.trial else {}
+        )
+        return json.dumps(of | dict(row)) + "\n"
+
+
+def _split_digest(dataset: Dataset, seed: int) -> str:
+    """SHA-256 over which stay is in which part: equal digests mean the same train, validation and test records."""
+    split = dataset.split(seed)
+    parts = [[part.hospital.tolist(), part.stay.tolist()] for part in (split.train, split.validation, split.test)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _label(unit: FitUnit) -> str:
+    of = "" if unit.hospital == WHOLE_CONSORTIUM else f" of hospital {unit.hospital}"
+    return f"{unit.model}{of}, seed {unit.seed}"
+
+
+def some(hospitals: Sequence[int]) -> str:
+    """A list of hospitals for a message, cut after a dozen."""
+    shown = ", ".join(str(hospital) for hospital in hospitals[:12])
+    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"

@@ -1,0 +1,87 @@
+"""The `tempt` command: it reads options, calls the functions that do the work, and prints what they return."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+
+# On a shared machine busy-waiting threads take the cores from each other: 30 records/s became 870 without it. It must
+# be said before torch is imported, so every import of it stands inside a function.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import click
+import typer
+
+from shared_model.errors import TemptError
+from sim.commands import data, recommend, simulate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Learn to recommend medications from many hospitals whose records stay in the house (TEMPT).",
+)
+app.command("synth")(data.synth)
+app.command("prepare")(data.prepare)
+app.add_typer(simulate.app, name="simulate")
+app.command("recommend")(recommend.recommend)
+
+_OUR_LIMITS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EMFILE}
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def main() -> None:
+    """Run the command and end the process with its exit status (see the README's list)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with these arguments; its exit status."""
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="tempt")
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        of = getattr(error, "ctx", None)
+        path = of.command_path if of is not None else "tempt"
+        return _mistake(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
+    except TemptError as error:
+        return _mistake(" ".join(str(error).splitlines()))
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; what is finished is kept, go on with --resume", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print("ended by SIGTERM; what is finished is kept, go on with --resume", file=sys.stderr)
+        return 143
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in _OUR_LIMITS:
+            raise
+        return _mistake(f"{error.filename or 'a file'}: {error.strerror}")
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+if __name__ == "__main__":
+    main()

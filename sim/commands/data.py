@@ -1,0 +1,60 @@
+"""`tempt synth` and `tempt prepare`: a made-up consortium, and raw eICU tables to a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.commands import options
+
+
+def synth(
+    raw: Annotated[Path, typer.Argument(help="The directory to write the raw tables to.")],
+    profile: Annotated[str, typer.Option(help="small (12 hospitals) or paper (80, as in Table 2).")] = "small",
+    hospitals: Annotated[int | None, typer.Option(min=1, help="Hospitals.", show_default="the profile's")] = None,
+    records: Annotated[int | None, typer.Option(min=1, help="Usable stays.", show_default="the profile's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same tables.")] = 2014,
+    force: options.Force = False,
+) -> None:
+    """Make up a consortium of hospitals as raw eICU tables.
+
+    Example: tempt synth raw/ --profile small
+    """
+    from sim.synthetic_raw import synthesize
+
+    synthesize(raw, profile, hospitals=hospitals, records=records, seed=seed, force=force)
+    print(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {raw}.")
+
+
+def prepare(
+    raw: Annotated[Path, typer.Argument(help="The directory of raw eICU tables.")],
+    dataset: Annotated[Path, typer.Argument(help="The dataset directory to make.")],
+    min_records: options.MinRecords = None,
+    top_medications: options.TopMedications = 300,
+    top_procedures: options.TopProcedures = 1000,
+    split_by_patient: options.SplitByPatient = False,
+    observation_window: options.ObservationWindow = None,
+    leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
+    leave_out_cancelled_orders: options.LeaveOutCancelled = False,
+    force: options.Force = False,
+) -> None:
+    """Turn raw eICU tables into a dataset, and print what became of them.
+
+    Example: tempt prepare eicu/ dataset/
+    """
+    from hospital_client.preparation import prepare as make
+    from hospital_client.preparation_report import report_lines
+
+    chosen = options.preparation(
+        min_records=min_records,
+        top_medications=top_medications,
+        top_procedures=top_procedures,
+        split_by_patient=split_by_patient,
+        observation_window_hours=observation_window,
+        leave_out_drug_procedures=leave_out_drug_procedures,
+        leave_out_cancelled_orders=leave_out_cancelled_orders,
+    )
+    report = make(raw, dataset, chosen, force=force)
+    print("\n".join(report_lines(report)))

@@ -1,0 +1,88 @@
+"""Options that several commands take, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared_model.errors import TemptError
+
+if TYPE_CHECKING:
+    from hospital_client.preparation_options import PreparationOptions
+
+MinRecords = Annotated[
+    int | None, typer.Option(min=1, help="Records that a hospital needs to be kept.", show_default="400")
+]
+TopMedications = Annotated[int, typer.Option(min=1, help="Most frequent medications kept.")]
+TopProcedures = Annotated[int, typer.Option(min=1, help="Most frequent procedures kept.")]
+SplitByPatient = Annotated[
+    bool, typer.Option("--split-by-patient", help="Keep a patient's stays in one part of the split.")
+]
+ObservationWindow = Annotated[
+    float | None,
+    typer.Option("--observation-window", min=0, help="Leave out codes entered later, in hours after admission."),
+]
+LeaveOutDrugProcedures = Annotated[
+    bool, typer.Option("--leave-out-drug-procedures", help="Leave out procedures that name a drug.")
+]
+LeaveOutCancelled = Annotated[
+    bool, typer.Option("--leave-out-cancelled-orders", help="Leave out cancelled medication orders.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what this command made there before.")]
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of a comma-separated option.
+
+    Raises:
+        TemptError: a part is no integer, or stands twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        raise TemptError(f"{option} {text}: expected integers with commas between them, such as 42,43") from None
+    if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
+        raise TemptError(f"{option} {text}: expected different integers of at least 0")
+    return numbers
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """`--set FIELD=VALUE` as a mapping.
+
+    Raises:
+        TemptError: a text has no `=`, or a field is set twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise TemptError(f"--set {text}: expected FIELD=VALUE, such as pretraining.epochs=5")
+        if name.strip() in pairs:
+            raise TemptError(f"--set {name.strip()}: is set twice")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def preparation(**values: Any) -> PreparationOptions:
+    """The options of a preparation; None stands for a default.
+
+    Raises:
+        TemptError: a value is out of its bounds.
+    """
+    from pydantic import ValidationError
+
+    from hospital_client.preparation_options import PreparationOptions
+
+    try:
+        return PreparationOptions(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        mistakes = (f"--{detail['loc'][0]!s}={detail['input']}: {detail['msg']}" for detail in error.errors())
+        raise TemptError("; ".join(mistakes).replace("_", "-")) from None
+
+
+def is_dataset(directory: Path) -> bool:
+    """Whether a directory is one that `tempt prepare` made."""
+    return (directory / "dataset.json").is_file()

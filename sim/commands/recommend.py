@@ -1,0 +1,40 @@
+"""`tempt recommend`: what a run's model recommends for one patient."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def recommend(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    hospital: Annotated[int, typer.Option(help="The patient's hospital.")],
+    diagnosis: Annotated[list[str], typer.Option(help="A diagnosis code, as in icd9code; repeat it for more.")],
+    procedure: Annotated[list[str], typer.Option(help="A procedure, as in treatmentstring; repeat it for more.")],
+    model: Annotated[str, typer.Option(help="A model of the run.")] = "tempt",
+    seed: Annotated[int | None, typer.Option(help="A seed of the run.", show_default="the first")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every medication as JSON.")] = False,
+) -> None:
+    """Recommend medications for one patient of one hospital. Research software, not for clinical use.
+
+    Example: tempt recommend runs/demo --hospital 3 --diagnosis "401.9, I10" --procedure "cardiovascular|..."
+    """
+    from sim.recommend import recommend as answer
+
+    medications = answer(run, model, seed, hospital, diagnosis, procedure)
+    if as_json:
+        print(json.dumps([asdict(of) for of in medications], indent=1, ensure_ascii=False))
+        return
+    recommended = [of for of in medications if of.recommended]
+    print(f"{'HICL':>8}  {'probability':>11}  medication")
+    for of in recommended:
+        print(f"{of.medication:>8}  {of.probability:>11.3f}  {of.name}")
+    rest = [of for of in medications if not of.recommended][:3]
+    print(f"{len(recommended)} of {len(medications)} medications are above the threshold; the next:")
+    for of in rest:
+        print(f"{of.medication:>8}  {of.probability:>11.3f}  {of.name}")
+    print("Research software: not for clinical use.")

@@ -1,0 +1,153 @@
+"""`tempt simulate`: one machine plays every hospital."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared_model.errors import TemptError
+from sim.commands import options
+
+if TYPE_CHECKING:
+    from hospital_client.preparation_options import PreparationOptions
+    from sim.display import Display
+
+SMALL_MIN_RECORDS = 50  # the small synthetic consortium has hospitals of 60 records and more
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Simulate a consortium of hospitals on one machine."
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Simulate a consortium of hospitals on one machine."""
+
+
+@app.command("centralized")
+def centralized(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A raw eICU directory or a dataset directory.", show_default="a small synthetic consortium"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/centralized"),
+    models: Annotated[str, typer.Option(help="Rows of the table, with commas between them.", show_default="all")] = "",
+    preset: Annotated[str, typer.Option(help="Settings to start from: paper or released.")] = "paper",
+    seeds: Annotated[str, typer.Option(help="Seeds of split and training; the paper has 42,43,44,45,46.")] = "42",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting, such as tuning.epochs=5.")
+    ] = None,
+    hospitals: Annotated[str, typer.Option(help="Only these hospitals, with commas.", show_default="all")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    force: options.Force = False,
+    save_scores: Annotated[
+        bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads in all.", show_default="the machine's cores")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a fit on all hospitals together.")] = 1,
+    min_records: options.MinRecords = None,
+    top_medications: options.TopMedications = 300,
+    top_procedures: options.TopProcedures = 1000,
+    split_by_patient: options.SplitByPatient = False,
+    observation_window: options.ObservationWindow = None,
+    leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
+    leave_out_cancelled_orders: options.LeaveOutCancelled = False,
+) -> None:
+    """Pretrain on all hospitals in one place, tune for each, and print the table of results.
+
+    Example: tempt simulate centralized --data eicu/ --seeds 42,43,44,45,46 --out runs/eicu
+    """
+    from hospital_client.preparation import source_digests
+    from shared_model.records import Dataset, read_dataset
+    from shared_model.settings import resolve
+    from shared_model.vocabulary import write_vocabulary
+    from sim import centralized as central
+    from sim import run_directory
+    from sim.devices import pick_device
+    from sim.display import Display
+    from sim.methods import chosen
+    from sim.results import table
+    from sim.workers import usable_cores
+
+    if resume and force:
+        raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
+    settings = resolve(preset, options.assignments(set_ or []))
+    picked = pick_device(device)
+    ready = data is not None and options.is_dataset(data)
+    preparation = options.preparation(
+        min_records=min_records if min_records is not None else SMALL_MIN_RECORDS if data is None else None,
+        top_medications=top_medications,
+        top_procedures=top_procedures,
+        split_by_patient=split_by_patient,
+        observation_window_hours=observation_window,
+        leave_out_drug_procedures=leave_out_drug_procedures,
+        leave_out_cancelled_orders=leave_out_cancelled_orders,
+    )
+    request = central.Request(
+        run=out,
+        data="" if data is None else str(data),
+        preparation=None if ready else preparation.model_dump(),
+        settings=settings,
+        preset=preset,
+        models=tuple(chosen([name.strip() for name in models.split(",") if name.strip()])),
+        seeds=options.integers("--seeds", seeds),
+        device=picked,
+        jobs=jobs if jobs is not None else 1 if picked != "cpu" else usable_cores(),
+        threads=threads,
+        save_scores=save_scores,
+        hospitals=tuple(sorted(options.integers("--hospitals", hospitals))) if hospitals else None,
+        command=tuple(["tempt", *sys.argv[1:]]),
+    )
+    own = out / run_directory.DATASET
+
+    def fill(directory: Path) -> dict[str, Any]:
+        if not ready:
+            _prepare(data, directory / run_directory.DATASET, preparation, display)
+        dataset = read(data if ready else directory / run_directory.DATASET)
+        write_vocabulary(directory / "vocabulary.json", dataset.vocabulary)
+        return central.config_of(request, dataset, _sources(directory / run_directory.DATASET))
+
+    def read(directory: Path | None) -> Dataset:
+        assert directory is not None
+        return central.restricted(read_dataset(directory), request.hospitals)
+
+    with Display() as display:
+        if not resume:
+            run_directory.create(out, fill, force=force)
+        with run_directory.held(out):
+            source = data if data is not None and ready else own
+            dataset = read(source)
+            if resume:
+                sources = _sources(own) if ready or data is None else source_digests(data)
+                run_directory.compare(out, central.config_of(request, dataset, sources))
+            content = central.simulate(request, source, dataset, display)
+    print("\n".join(table(content)))
+    print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+
+
+def _prepare(data: Path | None, place: Path, preparation: PreparationOptions, display: Display) -> None:
+    """Make a run's own dataset at `place`: from raw tables, or from a small synthetic consortium without any."""
+    from hospital_client.preparation import prepare
+    from sim.synthetic_raw import synthesize
+
+    if data is not None:
+        display.say(f"preparing {data}")
+        prepare(data, place, preparation)
+        return
+    display.say("making a small synthetic consortium (no --data given)")
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw"
+        synthesize(raw, "small")
+        prepare(raw, place, preparation)
+
+
+def _sources(dataset: Path) -> dict[str, str]:
+    """The digests of the raw tables that a run's own dataset was made from; none if it has no dataset of its own."""
+    from shared_model.files import read_json
+
+    return dict(read_json(dataset / "dataset.json")["sources"]) if dataset.is_dir() else {}

@@ -1,0 +1,52 @@
+"""The methods that there are: every file of `sim/baselines/` and `shared_model/adaptation/`, found by being there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import cast
+
+import shared_model.adaptation
+import sim.baselines
+from shared_model.errors import TemptError, unknown
+from shared_model.recommendation import Method
+
+# Rows in the order of Tables 3 and 7, floors first, then what the paper adds; others follow by name.
+_ORDER = ("frequency", "hospital-frequency", "full-train", "single-train", "finetune-freeze", "finetune", "tempt")
+
+
+def method_names() -> list[str]:
+    """The methods' names as commands and results spell them, in the order of the table."""
+    found = [name for package in (sim.baselines, shared_model.adaptation) for name in _files(package.__path__)]
+    return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else -1, name))
+
+
+def adapts(name: str) -> bool:
+    """Whether a method starts from the pretrained encoder."""
+    return name in _files(shared_model.adaptation.__path__)
+
+
+def method(name: str) -> Method:
+    """The functions of a method.
+
+    Raises:
+        TemptError: no file has that name; the known ones and the nearest are named.
+    """
+    if name not in method_names():
+        raise unknown("model", name, method_names())
+    package = shared_model.adaptation if adapts(name) else sim.baselines
+    return cast(Method, importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}"))
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The asked-for methods in the order of the table; all of them for an empty list."""
+    for name in names:
+        method(name)
+    if len(set(names)) < len(names):
+        raise TemptError(f"--models {','.join(names)}: a model is named twice")
+    return [name for name in method_names() if not names or name in names]
+
+
+def _files(path: Sequence[str]) -> list[str]:
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(list(path))]

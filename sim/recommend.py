@@ -1,0 +1,86 @@
+"""The answer for one patient of one hospital, from a run directory alone (Section 3.5, Inference)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shared_model import checkpoint
+from shared_model.errors import TemptError
+from shared_model.files import read_json
+from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.records import CodeSets, RecordSet
+from shared_model.settings import Settings
+from shared_model.vocabulary import read_vocabulary
+from sim.centralized import some
+from sim.methods import adapts, method
+from sim.run_directory import CONFIG
+from sim.units import FitUnit, Plan, context_of
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A medication with its probability, and whether that is above the threshold."""
+
+    medication: int
+    name: str
+    probability: float
+    recommended: bool
+
+
+def recommend(
+    run: Path, model: str, seed: int | None, hospital: int, diagnoses: Sequence[str], procedures: Sequence[str]
+) -> list[Recommendation]:
+    """Every medication for a patient with these codes, the most probable first.
+
+    Args:
+        seed: of the run's seeds; the first if None.
+
+    Raises:
+        TemptError: the run lacks the model, seed or hospital, or the vocabulary a code (the nearest is named).
+    """
+    config = read_json(run / CONFIG)
+    settings = Settings.model_validate(config["settings"])
+    vocabulary = read_vocabulary(run / "vocabulary.json")
+    functions = method(model)
+    if model not in config["models"]:
+        raise TemptError(f"{run}: the run has no model '{model}'; it has {', '.join(config['models'])}")
+    seed = config["seeds"][0] if seed is None else seed
+    if seed not in config["seeds"]:
+        raise TemptError(f"{run}: the run has no seed {seed}; it has {', '.join(str(s) for s in config['seeds'])}")
+    known = _hospitals(run, seed)
+    if hospital not in known:
+        raise TemptError(f"{run}: the run has no hospital {hospital}; it has {some(known)}")
+    if not diagnoses or not procedures:
+        missing = "--procedure" if diagnoses else "--diagnosis"
+        raise TemptError(f"{missing}: none given; a record has at least one diagnosis and one procedure")
+    record = RecordSet(
+        hospital=torch.tensor([hospital]),
+        stay=torch.tensor([0]),
+        patient=torch.tensor([0]),
+        diagnoses=CodeSets.of([sorted({vocabulary.position("diagnoses", code) for code in diagnoses})]),
+        procedures=CodeSets.of([sorted({vocabulary.position("procedures", code) for code in procedures})]),
+        medications=CodeSets.of([[]]),
+    )
+    plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None)
+    whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
+    unit = FitUnit(plan, model, seed, whose)
+    if adapts(model) and unit.needs is not None and not unit.needs.tensors_file.exists():
+        raise TemptError(f"{unit.needs.tensors_file}: no such checkpoint; the run is not complete, go on with --resume")
+    tensors, _ = checkpoint.load(unit.tensors_file)
+    probabilities = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0].tolist()
+    answer = [
+        Recommendation(code, name, probability, probability > settings.evaluation.threshold)
+        for code, name, probability in zip(
+            vocabulary.medications, vocabulary.medication_names, probabilities, strict=True
+        )
+    ]
+    return sorted(answer, key=lambda of: (-of.probability, of.medication))
+
+
+def _hospitals(run: Path, seed: int) -> list[int]:
+    models = read_json(run / "results.json")["models"]
+    return sorted({int(hospital) for of in models.values() for hospital in of["seeds"][str(seed)]["hospitals"]})

@@ -1,0 +1,101 @@
+"""A run's directory: made in one step, held by one process at a time, gone on with only by the same options."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared_model.errors import TemptError
+from shared_model.files import new_directory, read_json, remove_leftovers, write_json, write_text
+
+CONFIG = "config.json"
+DATASET = "dataset"
+
+_README = """This directory was made from patients' records. It holds models fitted to them, the records themselves
+where it has a folder `dataset`, and with --save-scores what each patient was given and recommended. Only those who
+may read the records may read it; its mode is 0700.
+"""
+# What may differ between a run and its resumption without changing a bit of its results.
+_INCIDENTAL = ("command", "versions", "data")
+
+
+def create(directory: Path, fill: Callable[[Path], Mapping[str, Any]], *, force: bool) -> None:
+    """Make a run directory that is there whole or not at all.
+
+    Args:
+        fill: puts what the run needs into the directory it is given, and returns the run's config.
+        force: replace an older run.
+
+    Raises:
+        TemptError: the place is taken or can't be written to; nothing was changed there.
+    """
+    with new_directory(directory, mark=CONFIG, force=force) as beside:
+        config = fill(beside)
+        write_json(beside / CONFIG, config)
+        write_text(beside / "README.txt", _README)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone, free of what a killed process had begun to write.
+
+    Raises:
+        TemptError: there is no run, or another process holds it.
+    """
+    if not (directory / CONFIG).is_file():
+        raise TemptError(f"{directory}: has no {CONFIG}; there is no run to resume, leave --resume out to begin one")
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TemptError(f"{directory}: another process is at work on this run; wait for it or end it") from None
+        remove_leftovers(directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def compare(directory: Path, config: Mapping[str, Any]) -> None:
+    """Compare a run's config with that of a command that is to resume it.
+
+    Raises:
+        TemptError: they differ; the first difference is named with both values.
+    """
+    path = directory / CONFIG
+    old, new = (
+        _flat({key: value for key, value in of.items() if key not in _INCIDENTAL}) for of in (read_json(path), config)
+    )
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise TemptError(
+                f"{path}: the run has {name}={old.get(name)}, this command {new.get(name)}; "
+                "resume with the same options, or begin another run with another --out"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("tempt", "torch", "numpy", "pandas"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
