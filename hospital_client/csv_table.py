@@ -230,7 +230,7 @@ def _header(path: Path, columns: Sequence[str]) -> list[str]:
             )
         if header.count(name) > 1:
             raise TemptError(
-                f"{path}: line 1: has column {name} {header.count(name)} times; expected it once; remove one"
+                f"{path}: line 1: has column {name} {header.count(name)} times; expected it once; remove the others"
             )
     return header
 

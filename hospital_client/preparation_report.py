@@ -21,6 +21,7 @@ from hospital_client.leak_audit import (
     Share,
     leak_audit_lines,
     patients_across_splits,
+    without_codes,
 )
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.records import Dataset
@@ -137,7 +138,7 @@ def _attrition_line(label: str, cells: Iterable[str]) -> str:
 def _table_2(dataset: Dataset) -> Table2:
     records, vocabulary = dataset.records, dataset.vocabulary
     per_hospital = records.hospital.unique(return_counts=True)[1]
-    split = dataset.split(SEEDS[0])
+    split = without_codes(dataset).split(SEEDS[0])
     return {
         "consortium": {"records": len(records), "hospitals": len(records.hospitals)},
         "records_per_hospital": {**_mean_and_max(per_hospital), "min": int(per_hospital.min())},

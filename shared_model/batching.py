@@ -96,7 +96,7 @@ def pack(parts: list[CodeSets], prompts: list[Int[Tensor, " prompts"]] | None = 
     rows = torch.cat([_with_heads(part, head) for part, head in zip(parts, heads, strict=True)])
     slots, blocks, starts, members = _assign(lengths.tolist())
 
-    start = torch.tensor(starts, device=device)  # sets; block * slots + slot
+    start = torch.tensor(starts, dtype=torch.int64, device=device)  # sets; block * slots + slot
     owner = torch.repeat_interleave(lengths, output_size=len(rows))
     first = lengths.cumsum(0) - lengths
     slot = (start - first)[owner] + torch.arange(len(rows), device=device)
@@ -108,9 +108,9 @@ def pack(parts: list[CodeSets], prompts: list[Int[Tensor, " prompts"]] | None = 
     owners[slot] = owner
 
     block = torch.div(start, slots, rounding_mode="floor")
-    width = max(members)
+    width = max(members, default=1)
     order = torch.argsort(block, stable=True)
-    counts = torch.tensor(members, device=device)
+    counts = torch.tensor(members, dtype=torch.int64, device=device)
     rank = torch.arange(len(order), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     member_place = torch.empty_like(start)
     member_place[order] = block[order] * width + rank
@@ -146,7 +146,7 @@ def _assign(lengths: list[int]) -> tuple[int, int, list[int], list[int]]:
     Returns:
         slots of a block, blocks, each set's start (block * slots + slot), each block's number of sets.
     """
-    slots = max(_SLOTS, -(-max(lengths) // _SLOT_STEP) * _SLOT_STEP)
+    slots = max(_SLOTS, -(-max(lengths, default=0) // _SLOT_STEP) * _SLOT_STEP)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     blocks = -(-sum(lengths) // slots)
     while True:

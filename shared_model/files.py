@@ -6,6 +6,7 @@ After a kill at any moment a path holds the old content or the new. What a kille
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -93,24 +94,53 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
     Raises:
         TemptError: the place is taken, can't be written to, or the disk is full.
     """
+    directory = directory.resolve()
     check_place(directory, mark=mark, force=force)
     beside = directory.with_name(f"{_PREFIX}{os.getpid()}-{directory.name}")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(directory)
         beside.mkdir(mode=0o700)
         yield beside
-        if directory.exists():
+        if not directory.exists():
+            beside.rename(directory)
+        elif not _exchange(beside, directory):
             old = directory.with_name(f"{_PREFIX}{os.getpid()}-old-{directory.name}")
             directory.rename(old)
             beside.rename(directory)
             shutil.rmtree(old)
-        else:
-            beside.rename(directory)
     except OSError as error:
         reason = error.strerror or error
         raise TemptError(f"{directory}: can't be written: {reason}; nothing was changed there") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what killed processes had begun to write in a directory's place."""
+    for path in directory.parent.glob(f"{_PREFIX}*-{directory.name}"):
+        number = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if number == str(os.getpid()) or not (number.isdecimal() and _is_alive(int(number))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two directories' names in one step, where the system can (Linux); False where it can't."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def check_place(directory: Path, *, mark: str, force: bool) -> None:

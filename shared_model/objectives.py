@@ -71,8 +71,8 @@ def mask_prediction_loss(
 ) -> Float[Tensor, ""]:
     """L_mask, a mean over records, from the logits of MLP_m1 and MLP_m2."""
     # Eq. 5-6: the sigmoid is inside the cross-entropy
-    loss_d = F.binary_cross_entropy_with_logits(logits_d, labels_d)
-    loss_p = F.binary_cross_entropy_with_logits(logits_p, labels_p)
+    loss_d = F.binary_cross_entropy_with_logits(logits_d, labels_d.to(logits_d.dtype))
+    loss_p = F.binary_cross_entropy_with_logits(logits_p, labels_p.to(logits_p.dtype))
     # /Eq. 5-6
     # Eq. 7
     return loss_d + loss_p
@@ -105,5 +105,5 @@ def recommendation_loss(
 ) -> Float[Tensor, ""]:
     """L_tune, a mean over records and medications, from the logits of MLP_r."""
     # Eq. 13: the sigmoid of Eq. 12 and 14 is inside the cross-entropy
-    return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     # /Eq. 13

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, MASK, TokenRows, code_tokens, pack
 from shared_model.encoder import MedicalEncoder
-from shared_model.initialization import initialize
+from shared_model.initialization import initialize, start_at_rates
 from shared_model.metrics import average_precision
 from shared_model.objectives import (
     choose_masked,
@@ -28,7 +30,13 @@ _EVALUATION_BATCH = 512
 class PretrainingNetwork(nn.Module):
     """The encoder with MLP_m1, MLP_m2 (Eq. 5), MLP_d and MLP_p (Eq. 8); all of it is shared in a federation."""
 
-    def __init__(self, settings: EncoderSettings, rows: TokenRows, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        rows: TokenRows,
+        generator: torch.Generator,
+        output_bias: Literal["rate", "zero"] = "rate",
+    ) -> None:
         super().__init__()
         c = settings.c
         self.encoder = MedicalEncoder(settings, rows)
@@ -37,6 +45,10 @@ class PretrainingNetwork(nn.Module):
         self.project_diagnoses = mlp(c, c)
         self.project_procedures = mlp(c, c)
         initialize(self, settings.initialization, generator)
+        if output_bias == "rate":
+            # One masked code a set, whichever: a rate that is known without any record, so that every side has the same
+            start_at_rates(self.mask_diagnoses, torch.full((rows.diagnoses,), 1 / max(rows.diagnoses, 2)))
+            start_at_rates(self.mask_procedures, torch.full((rows.procedures,), 1 / max(rows.procedures, 2)))
 
 
 class PretrainingTask:
@@ -114,7 +126,7 @@ class _HiddenDiagnoses:
         total = 0.0
         for index in torch.arange(len(self._sets), device=self._sets.codes.device).split(_EVALUATION_BATCH):
             sets = self._sets.select(index)
-            masked = CodeSets(self._masked, self._sets.offsets).select(index).codes
+            masked = CodeSets(self._masked.long(), self._sets.offsets).select(index).codes.bool()
             tokens = code_tokens(sets, FIRST_DIAGNOSIS)
             hidden = CodeSets(torch.where(masked, MASK, tokens.codes), tokens.offsets)
             logits = network.mask_diagnoses(network.encoder(pack([hidden]), None))

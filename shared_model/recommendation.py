@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, PackedSets, TokenRows, code_tokens, pack
 from shared_model.encoder import MedicalEncoder
-from shared_model.initialization import initialize
+from shared_model.initialization import initialize, start_at_rates
 from shared_model.metrics import average_precision
 from shared_model.objectives import mlp, recommendation_loss
 from shared_model.randomness import Dropout, generator
 from shared_model.records import CodeSets, RecordSet
-from shared_model.settings import OptimizationSettings, Settings
+from shared_model.settings import RecommendationSettings, Settings
 from shared_model.training import OnEpoch, train
 
 _EVALUATION_BATCH = 512
@@ -103,7 +103,7 @@ class Recommender(NamedTuple):
 
     module: nn.Module
     represent: Represent
-    head: nn.Module
+    head: nn.Sequential
     constant: bool = False
 
 
@@ -130,12 +130,15 @@ def fit_recommender(
     recommender: Recommender,
     training: RecordSet,
     validation: RecordSet,
-    optimization: OptimizationSettings,
+    optimization: RecommendationSettings,
     context: Context,
     purpose: str,
 ) -> Fitted:
     """Train a recommender and keep its best state."""
-    task = RecommendationTask(recommender, training, validation, context)
+    if optimization.output_bias == "rate":
+        counts = torch.bincount(training.medications.codes, minlength=context.medications)
+        start_at_rates(recommender.head, (counts + 0.5) / (len(training) + 1))
+    task = RecommendationTask(recommender, training, validation, context, optimization.head_dropout)
     progress = train(
         task,
         optimization,
@@ -153,8 +156,16 @@ def fit_recommender(
 class RecommendationTask:
     """Recommending medications for some training records; a task of `training.train`."""
 
-    def __init__(self, recommender: Recommender, train: RecordSet, validation: RecordSet, context: Context) -> None:
+    def __init__(
+        self,
+        recommender: Recommender,
+        train: RecordSet,
+        validation: RecordSet,
+        context: Context,
+        head_dropout: float = 0.0,
+    ) -> None:
         self.module = recommender.module
+        self._head_dropout = head_dropout
         self._recommender, self._medications = recommender, context.medications
         self._longest = context.settings.encoder.longest_set
         self._diagnoses, self._procedures = (
@@ -177,7 +188,7 @@ class RecommendationTask:
             sets = self._diagnoses.select(index), self._procedures.select(index)
             pair = _side_by_side(self._recommender.represent(*sets, Dropout(generator)))
         # Eq. 12: before the sigmoid; Eq. 14 where the sets are prompted
-        logits = self._recommender.head(pair)
+        logits = _with_dropout(self._recommender.head, pair, Dropout(generator), self._head_dropout)
         # /Eq. 12
         return recommendation_loss(logits, self._labels.select(index).multi_hot(self._medications))
 
@@ -204,7 +215,7 @@ def recommend(recommender: Recommender, records: RecordSet, longest_set: int) ->
 
 
 @torch.no_grad()
-def representations(recommender: Recommender, records: RecordSet, longest_set: int) -> Float[Tensor, "records 2c"]:
+def representations(recommender: Recommender, records: RecordSet, longest_set: int) -> Float[Tensor, "records twice_c"]:
     """[r_d || r_p] of every record, without dropout."""
     diagnoses, procedures = records.diagnoses.truncated(longest_set), records.procedures.truncated(longest_set)
     parts = torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH)
@@ -213,6 +224,18 @@ def representations(recommender: Recommender, records: RecordSet, longest_set: i
     )
 
 
-def _side_by_side(both: Float[Tensor, "sets c"]) -> Float[Tensor, "records 2c"]:
-    r_d, r_p = both.split(len(both) // 2)
+def _with_dropout(
+    head: nn.Sequential, pair: Float[Tensor, "records inputs"], dropout: Dropout, rate: float
+) -> Float[Tensor, "records medications"]:
+    """MLP_r with dropout on its input and before its last layer."""
+    *front, last = head
+    hidden = dropout(pair, rate)
+    for layer in front:
+        hidden = layer(hidden)
+    logits: Tensor = last(dropout(hidden, rate))
+    return logits
+
+
+def _side_by_side(both: Float[Tensor, "sets c"]) -> Float[Tensor, "records twice_c"]:
+    r_d, r_p = both.unflatten(0, (2, len(both) // 2))
     return torch.cat([r_d, r_p], dim=1)

@@ -253,13 +253,18 @@ def read_records(path: Path, hospital: int, vocabulary: Vocabulary) -> RecordSet
         ("medications", len(vocabulary.medications)),
     ):
         column = table[modality].combine_chunks()
+        if column.null_count:
+            raise TemptError(f"{path}: {modality} lacks a value; run `tempt prepare` again")
         codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         lengths = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         if codes.size and (codes.min() < 0 or codes.max() >= size):
+            wrong = codes[(codes < 0) | (codes >= size)][0]
             raise TemptError(
-                f"{path}: {modality} holds position {codes.max()}, the vocabulary has {size}; run `tempt prepare` again"
+                f"{path}: {modality} holds position {wrong}, the vocabulary has {size}; run `tempt prepare` again"
             )
         sets.append(CodeSets(torch.from_numpy(codes), _offsets(torch.from_numpy(lengths))))
+    if table["patientunitstayid"].null_count or table["patient"].null_count:
+        raise TemptError(f"{path}: patientunitstayid or patient lacks a value; run `tempt prepare` again")
     stay = torch.from_numpy(table["patientunitstayid"].to_numpy().astype(np.int64))
     patient = torch.from_numpy(table["patient"].to_numpy().astype(np.int64))
     return RecordSet(torch.full_like(stay, hospital), stay, patient, *sets)
@@ -273,7 +278,8 @@ def read_dataset(directory: Path) -> Dataset:
     """
     about = read_json(directory / "dataset.json")
     vocabulary = read_vocabulary(directory / "vocabulary.json")
-    folders = sorted((directory / "hospitals").glob("*/records.parquet"), key=lambda path: int(path.parent.name))
+    files = [path for path in (directory / "hospitals").glob("*/records.parquet") if path.parent.name.isdecimal()]
+    folders = sorted(files, key=lambda path: int(path.parent.name))
     if not folders:
         raise TemptError(f"{directory}: has no hospitals/<id>/records.parquet; run `tempt prepare` again")
     records = concatenate([read_records(path, int(path.parent.name), vocabulary) for path in folders])

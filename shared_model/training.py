@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from shared_model.settings import OptimizationSettings
 _CHECKPOINT_SECONDS = 20.0
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a method hands to the loop; parameters that require no gradient stay as they are."""
 
@@ -80,7 +81,7 @@ def train(
         TemptError: the checkpoint is damaged or belongs to another module, or the loss is no number.
     """
     task.module.train()
-    parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad and p.numel()}
     device = next(iter(parameters.values())).device
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
     selects = epochs is None and task.validation_records > 0
@@ -89,7 +90,8 @@ def train(
     if resume is not None and resume.exists():
         progress, best = _restore(resume, parameters, optimizer)
     saved = time.monotonic()
-    last = epochs if epochs is not None else settings.epochs
+    steps_an_epoch = -(-task.records // settings.batch_size)
+    last = epochs if epochs is not None else max(settings.epochs, -(-settings.least_steps // steps_an_epoch))
     while progress.epoch < last and not (selects and _out_of_patience(progress, settings)):
         began = time.monotonic()
         epoch = progress.epoch + 1
@@ -101,7 +103,7 @@ def train(
             )
         score = task.score() if selects else None
         progress.epoch = epoch
-        progress.step += -(-task.records // settings.batch_size)
+        progress.step += steps_an_epoch
         better = score is None or progress.best_score is None or score > progress.best_score
         if better:
             progress.best_epoch, progress.best_step, progress.best_score = epoch, progress.step, score
@@ -161,7 +163,7 @@ def run_epoch(
 def _out_of_patience(progress: Progress, settings: OptimizationSettings) -> bool:
     return (
         progress.epoch - progress.best_epoch >= settings.patience
-        and progress.step - progress.best_step >= settings.patience_steps
+        and progress.step - progress.best_step >= settings.least_steps
     )
 
 
@@ -188,6 +190,10 @@ def _restore(
     try:
         with torch.no_grad():
             for name, parameter in parameters.items():
+                if tensors[f"now.{name}"].shape != parameter.shape:
+                    raise KeyError(
+                        f"{name} is {tuple(tensors[f'now.{name}'].shape)}, expected {tuple(parameter.shape)}"
+                    )
                 parameter.copy_(tensors[f"now.{name}"])
                 optimizer.state[parameter] = {
                     "step": tensors[f"adam.step.{name}"],

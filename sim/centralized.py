@@ -164,7 +164,8 @@ def _with_common_epochs(
         if None not in rows:
             scores.setdefault((trial.model, trial.seed), []).append(rows)
     best = {
-        key: max(range(len(of[0])), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1 for key, of in scores.items()
+        key: max(range(min(map(len, of))), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1
+        for key, of in scores.items()
     }
     return [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
 

@@ -6,6 +6,7 @@ While it runs, a long unit keeps its state in `.partial.safetensors`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -171,8 +172,8 @@ def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: 
 def _pretrain(split: Split, context: Context) -> Fitted:
     # Algorithm 1, line 1
     draws = generator(torch.device("cpu"), context.seed, f"{PRETRAINING}/initial", context.hospital)
-    network = PretrainingNetwork(context.settings.encoder, context.rows, draws).to(context.device)
     settings = context.settings.pretraining
+    network = PretrainingNetwork(context.settings.encoder, context.rows, draws, settings.output_bias).to(context.device)
     task = PretrainingTask(network, split.train, split.validation, settings, seed=context.seed)
     progress = train(
         task,
@@ -196,7 +197,7 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
     if unit.trial:
         # every epoch's score is wanted: patience never strikes
         tuning = context.settings.tuning
-        settings = context.settings.model_copy(update={"tuning": tuning.model_copy(update={"patience": tuning.epochs})})
+        settings = context.settings.model_copy(update={"tuning": tuning.model_copy(update={"patience": sys.maxsize})})
         return functions.fit(training, validation, replace(context, settings=settings)), {}
     fitted = functions.fit(training, validation, context)
     tuned = time.monotonic()

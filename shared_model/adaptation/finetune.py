@@ -1,4 +1,4 @@
-"""TEMPT (finetune) (Section 4.1.2): every pretrained parameter and the head, tuned for a hospital. A row of Table 3."""
+"""TEMPT (finetune) (Section 4.1.2): all pretrained parameters and the head, tuned. Table 3, row TEMPT (finetune)."""
 
 from __future__ import annotations
 

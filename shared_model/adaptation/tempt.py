@@ -1,4 +1,4 @@
-"""TEMPT (Section 3.4): a hospital's own prompts and head on the frozen pretrained encoder. Table 3, row TEMPT."""
+"""TEMPT (Section 3.4): a hospital's prompts and head on the frozen pretrained encoder. Table 3, row TEMPT."""
 
 from __future__ import annotations
 

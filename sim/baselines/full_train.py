@@ -1,4 +1,4 @@
-"""Full-Train (Section 4.1.2): one network for every hospital, trained on medications from the start."""
+"""Full-Train (Section 4.1.2): one network for all hospitals, without pretraining. Table 3, row Full-Train."""
 
 from __future__ import annotations
 

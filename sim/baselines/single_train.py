@@ -1,4 +1,4 @@
-"""Single-Train (Section 4.1.2): a network of its own for each hospital, trained on its records alone."""
+"""Single-Train (Section 4.1.2): a network for each hospital, without pretraining. Table 3, row Single-Train."""
 
 from __future__ import annotations
 

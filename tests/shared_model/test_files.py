@@ -1,0 +1,230 @@
+"""Old content or new, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared_model.errors import TemptError
+from shared_model.files import (
+    check_place,
+    new_directory,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_json,
+    write_text,
+)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_replacing_when_the_block_ends_well_leaves_the_new_content(durable: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path, durable=durable) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+        assert beside.parent == tmp_path
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("mistake", [ValueError, KeyboardInterrupt, TemptError])
+def test_replacing_when_the_block_raises_leaves_the_old_content(mistake: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(mistake), replacing(path) as beside:
+        beside.write_text("half")
+        raise mistake("x")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_replacing_on_a_full_disk_is_one_line_and_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(TemptError) as error, replacing(path) as beside:
+        beside.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(error.value) == f"{path}: can't be written: No space left on device; nothing was changed there"
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_replacing_in_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "a.txt"
+    with pytest.raises(TemptError) as error:
+        write_text(path, "x")
+    assert str(error.value) == f"{path}: can't be written: No such file or directory; nothing was changed there"
+
+
+def test_replacing_in_a_process_killed_within_the_block_leaves_the_old_content(tmp_path: Path) -> None:
+    """SIGKILL after half of the content; `remove_leftovers` takes away what it had begun."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from shared_model.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as beside:\n"
+        "    beside.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert len(names(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_json_written_and_read_is_equal_and_readable(tmp_path: Path) -> None:
+    content = {"name": "Röntgen", "values": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert "Röntgen" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_write_json_of_nan_is_refused_and_leaves_the_old_content(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b'{"a": ', "can't be read as JSON"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b"\xff", "can't be read as JSON"),
+    ],
+)
+def test_read_json_of_something_else_is_one_line_that_names_the_file(
+    content: bytes, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(TemptError) as error:
+        read_json(path)
+    assert str(error.value).startswith(f"{path}: {expected}")
+    assert "\n" not in str(error.value)
+
+
+def make_old(directory: Path, *, mark: bool = True) -> None:
+    directory.mkdir()
+    (directory / "old.txt").write_text("old")
+    if mark:
+        (directory / "mark.json").write_text("{}")
+
+
+def test_new_directory_gets_its_name_when_the_block_ends_with_mode_0700(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "out"
+    with new_directory(place, mark="mark.json", force=False) as beside:
+        (beside / "a.txt").write_text("new")
+        assert not place.exists()
+    assert names(tmp_path) == ["deep", "deep/out", "deep/out/a.txt"]
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_new_directory_in_an_empty_one_fills_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with new_directory(tmp_path / "out", mark="mark.json", force=False) as beside:
+        (beside / "a.txt").write_text("new")
+    assert names(tmp_path) == ["out", "out/a.txt"]
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mistake", [ValueError, KeyboardInterrupt, TemptError, OSError])
+def test_new_directory_when_the_block_raises_leaves_the_old_one(mistake: type[BaseException], tmp_path: Path) -> None:
+    make_old(tmp_path / "out")
+    before = names(tmp_path)
+    expected = TemptError if mistake is OSError else mistake
+    with pytest.raises(expected), new_directory(tmp_path / "out", mark="mark.json", force=True) as beside:
+        (beside / "a.txt").write_text("half")
+        raise mistake("x")
+    assert names(tmp_path) == before
+    assert (tmp_path / "out" / "old.txt").read_text() == "old"
+
+
+def test_new_directory_with_force_replaces_one_with_the_mark(tmp_path: Path) -> None:
+    make_old(tmp_path / "out")
+    with new_directory(tmp_path / "out", mark="mark.json", force=True) as beside:
+        (beside / "a.txt").write_text("new")
+    assert names(tmp_path) == ["out", "out/a.txt"]
+
+
+@pytest.mark.parametrize(
+    "mark, force, expected",
+    [
+        (True, False, "is not empty; name another directory, or use --force to replace it"),
+        (False, False, "is not empty; name another directory, or use --force to replace it"),
+        (False, True, "has no mark.json, so this command did not make it; --force deletes only its own"),
+    ],
+)
+def test_new_directory_in_a_place_that_is_taken_is_refused_and_touches_nothing(
+    mark: bool, force: bool, expected: str, tmp_path: Path
+) -> None:
+    make_old(tmp_path / "out", mark=mark)
+    before = names(tmp_path)
+    with pytest.raises(TemptError) as error, new_directory(tmp_path / "out", mark="mark.json", force=force):
+        pytest.fail("the block must not run")
+    assert str(error.value) == f"{tmp_path / 'out'}: {expected}"
+    assert names(tmp_path) == before
+
+
+def test_check_place_of_a_file_is_refused_even_with_force(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(TemptError) as error:
+        check_place(tmp_path / "out", mark="mark.json", force=True)
+    assert str(error.value) == f"{tmp_path / 'out'}: is a file; expected a directory that is new or empty"
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_check_place_that_is_new_or_empty_passes(tmp_path: Path) -> None:
+    check_place(tmp_path / "new", mark="mark.json", force=False)
+    check_place(tmp_path, mark="mark.json", force=False)
+
+
+def test_remove_leftovers_takes_what_was_begun_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".writing-1-b").mkdir(parents=True)
+    (tmp_path / "a" / ".writing-1-b" / "c.txt").write_text("half")
+    (tmp_path / "a" / ".writing-2-d.txt").write_text("half")
+    (tmp_path / "a" / "writing-e.txt").write_text("kept")
+    (tmp_path / ".other").write_text("kept")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".other", "a", "a/writing-e.txt"]
+
+
+def test_new_directory_after_a_killed_process_of_the_same_number_works(tmp_path: Path) -> None:
+    """In a container every run is process 1: what a killed one left behind must not block the next."""
+    left = tmp_path / f".writing-{os.getpid()}-out"
+    left.mkdir()
+    (left / "half.txt").write_text("half")
+    with new_directory(tmp_path / "out", mark="mark.json", force=False) as beside:
+        (beside / "a.txt").write_text("new")
+    assert names(tmp_path) == ["out", "out/a.txt"]
+
+
+def test_new_directory_that_is_the_working_directory_is_defined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tempt prepare RAW .`: filled, or refused in one line; never a traceback."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        with new_directory(Path("."), mark="mark.json", force=False) as beside:
+            (beside / "a.txt").write_text("new")
+    except TemptError as error:
+        assert "\n" not in str(error)
+    else:
+        assert names(tmp_path) == ["a.txt"]
