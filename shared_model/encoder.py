@@ -22,12 +22,14 @@ from shared_model.settings import EncoderSettings
 
 
 class Projected(NamedTuple):
-    """Tokens with their first-layer projections D W^Q, D W^K, D W^V of Eq. 2, all heads side by side."""
+    """Tokens with their first-layer projections D W^Q and D W^K of Eq. 2, all heads side by side, and what a head adds
+    to the layer's output where it attends to them alone: D W^V_a times head a's rows of W^O, head after head.
+    """
 
     embedding: Float[Tensor, "tokens c"]
     query: Float[Tensor, "tokens c"]
     key: Float[Tensor, "tokens c"]
-    value: Float[Tensor, "tokens c"]
+    added: Float[Tensor, "tokens heads_c"]
 
 
 class EncoderLayer(nn.Module):
@@ -50,7 +52,10 @@ class EncoderLayer(nn.Module):
 
     def project(self, x: Float[Tensor, "tokens c"]) -> Projected:
         """The rows' projections; heads lie side by side, head a in columns a c/A to (a + 1) c/A."""
-        return Projected(x, self.query(x), self.key(x), self.value(x))
+        width = x.shape[1] // self.heads
+        value = self.value(x).split(width, 1)
+        added = [of @ onto.T for of, onto in zip(value, self.output.weight.split(width, 1), strict=True)]
+        return Projected(x, self.query(x), self.key(x), torch.cat(added, 1))
 
     def every_token(
         self, tokens: Projected, sets: PackedSets, place: Tensor, dropout: Dropout | None
@@ -61,18 +66,21 @@ class EncoderLayer(nn.Module):
         heads, width = self.heads, c // self.heads
         # A head's rows are gathered, not cut out of a wide row: blocks heads slots
         by_head = place[:, None, :] * heads + torch.arange(heads, device=place.device)[None, :, None]
-        query, key, value = (
-            F.embedding(by_head, table.view(-1, width)).view(blocks * heads, slots, width) for table in tokens[1:]
+        query, key = (
+            F.embedding(by_head, table.view(-1, width)).view(blocks * heads, slots, width)
+            for table in (tokens.query, tokens.key)
         )
+        added = F.embedding(by_head, tokens.added.view(-1, c)).view(blocks, heads * slots, c)
         bias = _bias(sets.sees, query.dtype).repeat_interleave(heads, 0)
-        # Eq. 1-2, rearranged: a head divides by sqrt(c/A), its own width; softmax over the own set
+        # Eq. 1-2, rearranged: a head divides by sqrt(c/A), its own width; softmax over the own set. W^O is applied to
+        # what is attended to, a code once a batch, not to what attention gives at every slot
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=1 / math.sqrt(width))
-        attention = _drop(scores.softmax(-1), self.attention_dropout, dropout)
-        head = torch.bmm(attention, value).view(blocks, heads, slots, width)
-        multi_head = self.output(head.transpose(1, 2).reshape(blocks * slots, c))
+        attention = _drop(scores.softmax(-1), self.attention_dropout, dropout).view(blocks, heads, slots, slots)
+        attention = attention.transpose(1, 2).reshape(blocks, slots, heads * slots)
+        multi_head = torch.bmm(attention, added)
         # /Eq. 1-2
-        x = F.embedding(place.view(-1), tokens.embedding)  # blocks * slots, c
-        return self._after_attention(x, multi_head, dropout).view(blocks, slots, c)
+        x = F.embedding(place, tokens.embedding)
+        return self._after_attention(x, multi_head, dropout)  # blocks slots c
 
     def cls_only(
         self, x: Float[Tensor, "blocks slots c"], sets: PackedSets, dropout: Dropout | None
@@ -149,7 +157,8 @@ class FrozenEncoder:
     def __call__(self, sets: PackedSets, prompts: Float[Tensor, "prompts c"] | None = None) -> Float[Tensor, "sets c"]:
         """r'' of Section 3.4: the sets' representations; the token table's rows after the codes are `prompts`."""
         known = sets.distinct if prompts is None else sets.distinct[: len(sets.distinct) - len(prompts)]
-        tokens = Projected(*F.embedding(known, self._table).chunk(4, dim=1))
+        c = self._table.shape[1] // (3 + self.encoder.settings.heads)
+        tokens = Projected(*F.embedding(known, self._table).split([c, c, c, c * self.encoder.settings.heads], dim=1))
         if prompts is not None:
             own = self.encoder.layers[0].project(prompts)  # type: ignore[operator]
             tokens = Projected(*(torch.cat(pair) for pair in zip(tokens, own, strict=True)))

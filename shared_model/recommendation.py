@@ -217,6 +217,10 @@ def recommend(recommender: Recommender, records: RecordSet, longest_set: int) ->
 @torch.no_grad()
 def representations(recommender: Recommender, records: RecordSet, longest_set: int) -> Float[Tensor, "records twice_c"]:
     """[r_d || r_p] of every record, without dropout."""
+    if not len(records):
+        first = recommender.head[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight.new_zeros(0, first.in_features)
     diagnoses, procedures = records.diagnoses.truncated(longest_set), records.procedures.truncated(longest_set)
     parts = torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH)
     return torch.cat(

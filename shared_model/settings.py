@@ -58,9 +58,7 @@ class OptimizationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan
         "the encoder spends its first steps on what all records share and its representations collapse",
     )
     least_steps: int = Field(
-        200,
-        ge=0,
-        description="steps that epochs and patience last at least: with few records an epoch is one step",
+        100, ge=0, description="steps that epochs and patience last at least: with few records an epoch is one step"
     )
 
 
@@ -162,16 +160,18 @@ def resolve(preset: str, assignments: Mapping[str, str]) -> Settings:
         raise unknown("preset", preset, PRESETS)
     tree: dict[str, dict[str, Any]] = {stage: dict(values) for stage, values in PRESETS[preset].items()}
     known = dict(_fields())
-    unknown_fields = [name for name in assignments if name not in known]
-    if unknown_fields:
-        raise TemptError("; ".join(_no_such_field(name, assignments[name], known) for name in unknown_fields))
+    mistakes = [_no_such_field(name, value, known) for name, value in assignments.items() if name not in known]
     for name, value in assignments.items():
-        stage, field = name.split(".")
-        tree.setdefault(stage, {})[field] = value
+        if name in known:
+            stage, field = name.split(".")
+            tree.setdefault(stage, {})[field] = value
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
-        raise TemptError("--set " + "; ".join(_mistake(detail) for detail in error.errors())) from None
+        mistakes += [f"--set {_mistake(detail)}" for detail in error.errors()]
+    if mistakes:
+        raise TemptError("; ".join(mistakes))
+    return settings
 
 
 def _no_such_field(name: str, value: str, known: Iterable[str]) -> str:

@@ -80,6 +80,9 @@ def train(
     Raises:
         TemptError: the checkpoint is damaged or belongs to another module, or the loss is no number.
     """
+    if not task.records:  # nothing to learn from: the first weights are the result
+        task.module.eval()
+        return Progress()
     task.module.train()
     parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad and p.numel()}
     device = next(iter(parameters.values())).device

@@ -300,11 +300,11 @@ def _stages(run: dict[str, Any]) -> Iterator[str]:
     memory = run["peak_memory_bytes"]
     yield f"tempt simulate centralized, small made-up consortium, {run['epochs']} epochs at most:"
     yield f"{run['wall_seconds']:.1f} s, peak memory {f'{memory / 2**30:.2f} GiB' if memory else 'unknown'}"
-    yield "seconds of fits (processes side by side)  pretraining  training  evaluation"
+    yield "seconds, processes added up  pretraining  tuning or training  evaluation"
     for name, seconds in run["seconds"].items():
         pretraining = f"{seconds['pretraining']:.1f}" if "pretraining" in seconds else "-"
         fit = seconds.get("tuning", seconds.get("training", 0.0))
-        yield f"  {name:<40}{pretraining:>11}{fit:>10.1f}{seconds['evaluation']:>12.1f}"
+        yield f"  {name:<25}{pretraining:>13}{fit:>20.1f}{seconds['evaluation']:>12.1f}"
 
 
 def _say(lines: Any) -> None:

@@ -106,7 +106,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         hospitals=request.hospitals,
     )
     units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
-    done = {unit: result for unit in units if (result := unit.result()) is not None}
+    done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.result()) is not None}
     history = _History(request.run / "history.jsonl")
     history.rewrite(done)
 
@@ -121,9 +121,13 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     def run(wanted: list[FitUnit]) -> None:
         run_units(wanted, fit_unit, jobs=request.jobs, done=set(done), on_event=on_event, on_done=on_done)
 
-    display.begin(len(units), len(done))
+    trials = []
     if request.settings.tuning.selection == "common":
-        units = _with_common_epochs(units, done, run)
+        trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
+        done.update({trial: result for trial in trials if (result := trial.result()) is not None})
+    display.begin(len(units) + len(trials), len(done))
+    if trials:
+        units = _with_common_epochs(units, trials, done, run)
     run(units)
     history.rewrite(done)
     final = {unit: done[unit] for unit in units}
@@ -152,11 +156,12 @@ def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int
 
 
 def _with_common_epochs(
-    units: list[FitUnit], done: dict[FitUnit, dict[str, Any]], run: Callable[[list[FitUnit]], None]
+    units: list[FitUnit],
+    trials: list[FitUnit],
+    done: dict[FitUnit, dict[str, Any]],
+    run: Callable[[list[FitUnit]], None],
 ) -> list[FitUnit]:
     """The units with one tuning epoch for all hospitals of a model and seed: the best by the mean of their scores."""
-    trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
-    done.update({trial: result for trial in trials if (result := trial.result()) is not None})
     run([unit for unit in units if not adapts(unit.model)] + trials)
     scores: dict[tuple[str, int], list[list[float]]] = {}
     for trial in trials:
@@ -167,7 +172,11 @@ def _with_common_epochs(
         key: max(range(min(map(len, of))), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1
         for key, of in scores.items()
     }
-    return [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
+    chosen = [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
+    for unit, final in zip(units, chosen, strict=True):
+        if unit in done:  # from before: its epochs came from the same trials
+            done[final] = done.pop(unit)
+    return chosen
 
 
 class _History:

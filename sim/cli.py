@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
     """Run the command with these arguments; its exit status."""
     try:
         status = app(arguments, standalone_mode=False, prog_name="tempt")
+        if status == 130:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -65,6 +67,10 @@ def run(arguments: list[str]) -> int:
     except _Terminated:
         print("ended by SIGTERM; what is finished is kept, go on with --resume", file=sys.stderr)
         return 143
+    except SystemExit as error:  # click's answer to a closed pipe
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return 141
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -35,6 +35,9 @@ def create(directory: Path, fill: Callable[[Path], Mapping[str, Any]], *, force:
     Raises:
         TemptError: the place is taken or can't be written to; nothing was changed there.
     """
+    if force and (directory / CONFIG).is_file():
+        with held(directory):
+            pass  # nobody is at work on the run that is to be replaced
     with new_directory(directory, mark=CONFIG, force=force) as beside:
         config = fill(beside)
         write_json(beside / CONFIG, config)

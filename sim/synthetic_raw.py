@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from shared_model.errors import TemptError
-from shared_model.files import new_directory, write_json
+from shared_model.files import check_place, new_directory, write_json
 from sim.synthetic_eicu import (
     N_DIAGNOSES,
     Flags,
@@ -60,13 +60,14 @@ def synthesize(
     Raises:
         TemptError: an unknown profile, numbers out of range, or a place that is taken.
     """
-    sizes = profile_sizes(profile, hospitals, records)
     if hospitals is not None and not 1 <= hospitals <= 10_000:
         raise TemptError(f"--hospitals {hospitals}: expected 1 to 10000")
+    sizes = profile_sizes(profile, hospitals, records)
     if sizes[0] < 1 or (records is not None and records < 10 * len(sizes)):
         raise TemptError(f"--records {records}: expected at least 10 for each of {len(sizes)} hospitals")
     if seed < 0:
         raise TemptError(f"--seed {seed}: expected at least 0")
+    check_place(directory, mark=MARK, force=force)  # before the seconds that a world takes
     world = World(seed, settings or SyntheticSettings())
     too_small = _TOO_SMALL[profile] if hospitals is None and records is None else ()
     with new_directory(directory, mark=MARK, force=force) as beside, ExitStack() as open_tables:

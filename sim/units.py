@@ -157,9 +157,21 @@ def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) 
     )
 
 
-@lru_cache(maxsize=1)
 def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: torch.device) -> MedicalEncoder:
     """The encoder of a pretraining checkpoint, without the heads that only pretraining needs."""
+    return _encoder(path, _stamp(path), settings, rows, device)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Tells a file from another one that took its name."""
+    of = path.stat() if path.exists() else None
+    return () if of is None else (of.st_ino, of.st_mtime_ns, of.st_size)
+
+
+@lru_cache(maxsize=1)
+def _encoder(
+    path: Path, stamp: tuple[int, ...], settings: Settings, rows: TokenRows, device: torch.device
+) -> MedicalEncoder:
     tensors, _ = checkpoint.load(path, device)
     encoder = MedicalEncoder(settings.encoder, rows).to(device)
     prefix = "encoder."
@@ -202,7 +214,8 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
     fitted = functions.fit(training, validation, context)
     tuned = time.monotonic()
     hospitals = {}
-    names = split.train.hospitals if unit.hospital == WHOLE_CONSORTIUM else [unit.hospital]
+    everyone = sorted({*split.train.hospitals, *split.validation.hospitals, *split.test.hospitals})
+    names = everyone if unit.hospital == WHOLE_CONSORTIUM else [unit.hospital]
     for hospital in names:
         hospitals[str(hospital)] = _evaluate(unit, fitted.tensors, hospital, test.of_hospital(hospital), context)
     fit, evaluation = round(tuned - began, 3), round(time.monotonic() - tuned, 3)
@@ -242,13 +255,19 @@ def _write_scores(path: Path, test: RecordSet, probabilities: Float[Tensor, "rec
 
 
 @lru_cache(maxsize=1)
-def _dataset(directory: Path) -> Dataset:
+def _dataset(directory: Path, stamp: tuple[int, ...]) -> Dataset:
     return read_dataset(directory)
 
 
-@lru_cache(maxsize=1)
 def _split(directory: Path, hospitals: tuple[int, ...] | None, seed: int, device: str) -> tuple[Dataset, Split]:
-    dataset = _dataset(directory)
+    return _split_of(directory, _stamp(directory / "dataset.json"), hospitals, seed, device)
+
+
+@lru_cache(maxsize=1)
+def _split_of(
+    directory: Path, stamp: tuple[int, ...], hospitals: tuple[int, ...] | None, seed: int, device: str
+) -> tuple[Dataset, Split]:
+    dataset = _dataset(directory, stamp)
     if hospitals is not None:
         dataset = dataset.of_hospitals(hospitals)
     split = dataset.split(seed)

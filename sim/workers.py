@@ -113,12 +113,20 @@ class _Pool:
         if not self.idle:
             here, there = self._context.Pipe()
             process = self._context.Process(target=_worker, args=(there, self._work), daemon=True)
-            process.start()
+            # A worker is born deaf to Ctrl-C: it takes seconds to import torch before it could say so itself
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             there.close()
             self._processes[here] = process
             self.idle.append(here)
         connection = self.idle.pop()
-        connection.send(unit)
+        try:
+            connection.send(unit)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended(connection) from None
         return connection
 
     def receive(self, connection: Connection) -> tuple[str, Any]:
@@ -126,12 +134,15 @@ class _Pool:
             message: tuple[str, Any] = connection.recv()
             return message
         except (EOFError, ConnectionResetError):
-            process = self._processes[connection]
-            process.join()
-            raise TemptError(
-                f"a worker process was ended from outside (status {process.exitcode}), perhaps for want of memory; "
-                "go on with --resume and fewer --jobs"
-            ) from None
+            raise self._ended(connection) from None
+
+    def _ended(self, connection: Connection) -> TemptError:
+        process = self._processes[connection]
+        process.join()
+        return TemptError(
+            f"a worker process was ended from outside (status {process.exitcode}), perhaps for want of memory; "
+            "go on with --resume and fewer --jobs"
+        )
 
 
 def _worker(connection: Connection, work: Work) -> None:

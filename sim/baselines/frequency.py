@@ -17,7 +17,7 @@ SCOPE = "consortium"
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     """Count each medication in the training records."""
-    return Fitted({"rate": train.medications.multi_hot(context.medications).double().mean(0)})
+    return Fitted({"rate": train.medications.multi_hot(context.medications).double().sum(0) / max(len(train), 1)})
 
 
 def probabilities(

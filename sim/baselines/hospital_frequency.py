@@ -29,7 +29,7 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     counts = torch.zeros(len(hospitals), context.medications, dtype=torch.float64, device=labels.device)
     counts.index_add_(0, member, labels)
     records = member.bincount()[:, None].double()
-    tensors = {"hospital": hospitals, "rate": labels.mean(0)}
+    tensors = {"hospital": hospitals, "rate": labels.sum(0) / max(len(train), 1)}
     tables = {k: (counts + k * tensors["rate"]) / (records + k) for k in PRIOR_WEIGHTS}
     if len(validation):
         chosen = max(tables, key=lambda k: _validation_prauc(tensors | {"rates": tables[k]}, validation, context))
@@ -42,6 +42,8 @@ def probabilities(
     tensors: Mapping[str, Tensor], records: RecordSet, context: Context
 ) -> Float[Tensor, "records medications"]:
     """The hospital's rates; a hospital without training records gets the consortium's."""
+    if not len(tensors["hospital"]):
+        return tensors["rate"].float().expand(len(records), -1)
     place = torch.searchsorted(tensors["hospital"], records.hospital).clamp(max=len(tensors["hospital"]) - 1)
     known = (tensors["hospital"][place] == records.hospital)[:, None]
     return torch.where(known, tensors["rates"][place], tensors["rate"]).float()

@@ -76,6 +76,8 @@ def centralized(
 
     if resume and force:
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
+    if force and data is not None and data.resolve().is_relative_to(out.resolve()):
+        raise TemptError(f"--out {out} --force: would delete {data}, which is to be read; name another --out")
     settings = resolve(preset, options.assignments(set_ or []))
     picked = pick_device(device)
     ready = data is not None and options.is_dataset(data)

@@ -132,7 +132,9 @@ def test_fit_with_another_seed_differs_where_it_is_trained(name: str) -> None:
 @every_method
 def test_fit_learns(name: str) -> None:
     """Its training loss falls; without one, it is no worse than one half for every medication."""
-    fitted = fit(name, context_of(name, epochs=20))
+    context = context_of(name, epochs=40)
+    quick = consortium.settings(tuning__learning_rate="0.02", training__learning_rate="0.02")
+    fitted = fit(name, replace(context, settings=quick))
     if fitted.history:
         assert losses(fitted)[-1] < losses(fitted)[0]
     else:
