@@ -99,20 +99,22 @@ class Recommender(NamedTuple):
         represent: the representations of all diagnosis sets, then of all procedure sets.
         head: MLP_r.
         constant: nothing that `represent` reads is trained, so that it is computed once.
+        fresh: what begins with new weights, all of `module` if None.
     """
 
     module: nn.Module
     represent: Represent
     head: nn.Sequential
     constant: bool = False
+    fresh: nn.Module | None = None
 
 
 def head_of(context: Context) -> nn.Sequential:
-    """A new MLP_r; `initial` gives it its weights."""
+    """A new MLP_r; `draw_initial` gives it its weights."""
     return mlp(2 * context.settings.encoder.c, context.medications)
 
 
-def initial(module: nn.Module, context: Context, purpose: str) -> None:
+def draw_initial(module: nn.Module, context: Context, purpose: str) -> None:
     """Draw a module's first weights from the stream of (seed, purpose, hospital)."""
     draws = generator(torch.device("cpu"), context.seed, f"{purpose}/initial", context.hospital)
     initialize(module, context.settings.encoder.initialization, draws)
@@ -134,7 +136,12 @@ def fit_recommender(
     context: Context,
     purpose: str,
 ) -> Fitted:
-    """Train a recommender and keep its best state."""
+    """Train a recommender from its first weights on and keep its best state.
+
+    Args:
+        purpose: names the random streams, such as "full-train".
+    """
+    draw_initial(recommender.module if recommender.fresh is None else recommender.fresh, context, purpose)
     if optimization.output_bias == "rate":
         counts = torch.bincount(training.medications.codes, minlength=context.medications)
         start_at_rates(recommender.head, (counts + 0.5) / (len(training) + 1))
@@ -203,6 +210,14 @@ class RecommendationTask:
         hospitals, member = torch.unique(self._validation.hospital, return_inverse=True)
         sums = torch.zeros(len(hospitals), dtype=prauc.dtype, device=prauc.device).index_add_(0, member, prauc)
         return float((sums / member.bincount()).mean())
+
+
+def kept_probabilities(
+    recommender: Recommender, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
+) -> Float[Tensor, "records medications"]:
+    """What `recommend` answers with the tensors that a fit has left."""
+    recommender.module.load_state_dict(dict(tensors))
+    return recommend(recommender, records, context.settings.encoder.longest_set)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from shared_model.adaptation import tempt
 from shared_model.batching import TokenRows
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
-from shared_model.recommendation import Context, RecommendationTask, initial
+from shared_model.recommendation import Context, RecommendationTask, draw_initial
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import Settings
 from shared_model.training import Task, run_epoch
@@ -128,8 +128,8 @@ def pairs(records: RecordSet, settings: Settings) -> dict[str, Pair]:
     none = records.select(torch.arange(0))
     network = PretrainingNetwork(settings.encoder, ROWS, generator(CPU, SEED, "bench/initial", 0))
     context = Context(settings, ROWS, MEDICATIONS, SEED, 1, CPU, encoder=copy.deepcopy(network.encoder))
-    recommender = tempt._build(context)
-    initial(recommender.module, context, "bench")
+    recommender = tempt.build(context)
+    draw_initial(recommender.module, context, "bench")
     prompts = recommender.module.get_parameter("prompts")
 
     def pretraining_batches(order: list[int], batch_size: int, draws: torch.Generator) -> Any:

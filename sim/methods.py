@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from functools import cache
 from typing import cast
 
 import shared_model.adaptation
@@ -18,13 +19,13 @@ _ORDER = ("frequency", "hospital-frequency", "full-train", "single-train", "fine
 
 def method_names() -> list[str]:
     """The methods' names as commands and results spell them, in the order of the table."""
-    found = [name for package in (sim.baselines, shared_model.adaptation) for name in _files(package.__path__)]
+    found = [name for package in (sim.baselines, shared_model.adaptation) for name in _found(package.__path__[0])]
     return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else -1, name))
 
 
 def adapts(name: str) -> bool:
     """Whether a method starts from the pretrained encoder."""
-    return name in _files(shared_model.adaptation.__path__)
+    return name in _found(shared_model.adaptation.__path__[0])
 
 
 def method(name: str) -> Method:
@@ -48,5 +49,6 @@ def chosen(names: Sequence[str]) -> list[str]:
     return [name for name in method_names() if not names or name in names]
 
 
-def _files(path: Sequence[str]) -> list[str]:
-    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(list(path))]
+@cache
+def _found(folder: str) -> tuple[str, ...]:
+    return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([folder]))

@@ -74,6 +74,10 @@ class FitUnit:
     trial: bool = False
     epochs: int | None = None
 
+    def __hash__(self) -> int:
+        # The plan is the same for all units of a run, and hashing every setting takes longer than a small fit's epoch
+        return hash((self.model, self.seed, self.hospital, self.trial, self.epochs))
+
     @property
     def threads(self) -> int:
         return self.plan.threads if self.hospital == WHOLE_CONSORTIUM else 1

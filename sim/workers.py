@@ -68,12 +68,15 @@ def run_units(
         busy: dict[Connection, U] = {}
         while left or busy:
             free = jobs - sum(min(unit.threads, jobs) for unit in busy.values())
-            for unit in [unit for unit in left if unit.needs is None or unit.needs in done]:
+            for unit in list(left) if free else ():
                 if min(unit.threads, jobs) > free:
                     break
-                left.remove(unit)
-                free -= min(unit.threads, jobs)
-                busy[pool.start(unit)] = unit
+                if unit.needs is None or unit.needs in done:
+                    left.remove(unit)
+                    free -= min(unit.threads, jobs)
+                    busy[pool.start(unit)] = unit
+            if not busy:
+                raise RuntimeError(f"{left[0]} needs a unit that is neither done nor to be done")
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 kind, content = pool.receive(connection)

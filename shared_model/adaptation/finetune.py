@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_model.encoder import MedicalEncoder
-from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, initial, recommend
+from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, kept_probabilities
 from shared_model.records import RecordSet
 from shared_model.whole_network import whole_network
 
@@ -20,19 +20,17 @@ SCOPE = "hospital"
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     """Learn embeddings, encoder and head of one hospital, from the pretrained ones on."""
-    recommender = _build(context)
-    initial(recommender.head, context, "finetune")
-    return fit_recommender(recommender, train, validation, context.settings.tuning, context, "finetune")
+    return fit_recommender(build(context), train, validation, context.settings.tuning, context, "finetune")
 
 
 def probabilities(
     tensors: Mapping[str, Tensor], records: RecordSet, context: Context
 ) -> Float[Tensor, "records medications"]:
-    recommender = _build(context)
-    recommender.module.load_state_dict(dict(tensors))
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return kept_probabilities(build(context), tensors, records, context)
 
 
-def _build(context: Context) -> Recommender:
+def build(context: Context) -> Recommender:
+    """A copy of the pretrained encoder, free to learn, with a new head."""
     encoder: MedicalEncoder = deepcopy(context.pretrained).requires_grad_(True)
-    return whole_network(encoder, context)
+    recommender = whole_network(encoder, context)
+    return recommender._replace(fresh=recommender.head)

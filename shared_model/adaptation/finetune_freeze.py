@@ -15,8 +15,7 @@ from shared_model.recommendation import (
     Recommender,
     fit_recommender,
     head_of,
-    initial,
-    recommend,
+    kept_probabilities,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -28,20 +27,17 @@ SCOPE = "hospital"
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     """Learn Theta_MLP of one hospital."""
-    recommender = _build(context)
-    initial(recommender.module, context, "finetune-freeze")
-    return fit_recommender(recommender, train, validation, context.settings.tuning, context, "finetune-freeze")
+    return fit_recommender(build(context), train, validation, context.settings.tuning, context, "finetune-freeze")
 
 
 def probabilities(
     tensors: Mapping[str, Tensor], records: RecordSet, context: Context
 ) -> Float[Tensor, "records medications"]:
-    recommender = _build(context)
-    recommender.module.load_state_dict(dict(tensors))
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return kept_probabilities(build(context), tensors, records, context)
 
 
-def _build(context: Context) -> Recommender:
+def build(context: Context) -> Recommender:
+    """A new head on the frozen encoder."""
     head = head_of(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
 

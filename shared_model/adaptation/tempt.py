@@ -16,8 +16,7 @@ from shared_model.recommendation import (
     Recommender,
     fit_recommender,
     head_of,
-    initial,
-    recommend,
+    kept_probabilities,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -29,18 +28,14 @@ SCOPE = "hospital"
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     """Learn O_d, O_p and Theta_MLP of one hospital; embeddings and encoder stay as they are."""
-    recommender = _build(context)
-    initial(recommender.module, context, "tempt")
     # Algorithm 1, lines 8-15
-    return fit_recommender(recommender, train, validation, context.settings.tuning, context, "tempt")
+    return fit_recommender(build(context), train, validation, context.settings.tuning, context, "tempt")
 
 
 def probabilities(
     tensors: Mapping[str, Tensor], records: RecordSet, context: Context
 ) -> Float[Tensor, "records medications"]:
-    recommender = _build(context)
-    recommender.module.load_state_dict(dict(tensors))
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return kept_probabilities(build(context), tensors, records, context)
 
 
 class _PromptsAndHead(nn.Module):
@@ -53,7 +48,8 @@ class _PromptsAndHead(nn.Module):
         self.head = head_of(context)
 
 
-def _build(context: Context) -> Recommender:
+def build(context: Context) -> Recommender:
+    """Prompts and head of one hospital on the frozen encoder."""
     module = _PromptsAndHead(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
     count = context.settings.tuning.prompts_per_modality

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_model.encoder import MedicalEncoder
-from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, initial, recommend
+from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, kept_probabilities
 from shared_model.records import RecordSet
 from shared_model.whole_network import whole_network
 
@@ -19,18 +19,15 @@ SCOPE = "hospital"
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     """Learn embeddings, encoder and head on one hospital's records."""
-    recommender = _build(context)
-    initial(recommender.module, context, "single-train")
-    return fit_recommender(recommender, train, validation, context.settings.training, context, "single-train")
+    return fit_recommender(build(context), train, validation, context.settings.training, context, "single-train")
 
 
 def probabilities(
     tensors: Mapping[str, Tensor], records: RecordSet, context: Context
 ) -> Float[Tensor, "records medications"]:
-    recommender = _build(context)
-    recommender.module.load_state_dict(dict(tensors))
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return kept_probabilities(build(context), tensors, records, context)
 
 
-def _build(context: Context) -> Recommender:
+def build(context: Context) -> Recommender:
+    """A new encoder with a new head."""
     return whole_network(MedicalEncoder(context.settings.encoder, context.rows), context)

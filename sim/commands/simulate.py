@@ -90,6 +90,10 @@ def centralized(
         leave_out_drug_procedures=leave_out_drug_procedures,
         leave_out_cancelled_orders=leave_out_cancelled_orders,
     )
+    if ready and preparation != options.preparation():
+        raise TemptError(
+            f"--data {data}: is a dataset; --min-records and other options of `tempt prepare` go with raw tables"
+        )
     request = central.Request(
         run=out,
         data="" if data is None else str(data),

@@ -17,8 +17,8 @@ from shared_model.recommendation import (
     Context,
     RecommendationTask,
     Recommender,
+    draw_initial,
     head_of,
-    initial,
     recommend,
     record_sets,
     representations,
@@ -74,7 +74,7 @@ def make_context(b: int = B, rate: float = 0.0, tuning: dict[str, object] | None
 
 def prompted(context: Context) -> Recommender:
     """TEMPT's recommender with weights by formula, in float64."""
-    recommender = tempt._build(context)
+    recommender = tempt.build(context)
     recommender.module.double()
     oracles.set_by_formula(recommender.module)
     return recommender
@@ -210,7 +210,7 @@ def test_representations_of_records_are_r_d_beside_r_p() -> None:
 def test_score_is_the_mean_over_hospitals_of_record_means(constant: bool) -> None:
     """Hospital 3 has three records, hospital 8 one without medications (0); by the oracle's average precision."""
     context = make_context(b=0)
-    recommender = tempt._build(context)._replace(constant=constant)
+    recommender = tempt.build(context)._replace(constant=constant)
     recommender.module.double()
     oracles.set_by_formula(recommender.module)
     probabilities = recommend(recommender, RECORDS, LONGEST).tolist()
@@ -223,7 +223,7 @@ def test_score_is_the_mean_over_hospitals_of_record_means(constant: bool) -> Non
 def test_loss_of_constant_representations_equals_loss_of_computed_ones() -> None:
     """finetune-freeze encodes once; a batch picks rows."""
     context = make_context()
-    recommender = finetune_freeze._build(context)
+    recommender = finetune_freeze.build(context)
     recommender.module.double()
     oracles.set_by_formula(recommender.module)
     index = torch.tensor([2, 0, 3])
@@ -258,7 +258,7 @@ def test_initial_weights_are_a_function_of_seed_purpose_and_hospital() -> None:
     def drawn(purpose: str = "tempt", **more: object) -> list[float]:
         context = make_context(**more)
         head = head_of(context)
-        initial(head, context, purpose)
+        draw_initial(head, context, purpose)
         return head[0].weight.flatten().tolist()
 
     assert drawn() == drawn()
