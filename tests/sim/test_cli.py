@@ -428,10 +428,14 @@ def test_prepare_and_simulate_go_from_raw_tables_to_the_table(tmp_path: Path, ca
     assert tempt(["prepare", str(raw), str(tmp_path / "dataset"), "--min-records", "5"]) == 0
     with unchanged(tmp_path):
         assert "not empty" in mistake(capsys, ["prepare", str(raw), str(tmp_path / "dataset"), "--min-records", "5"])
-    options = ["--min-records", "5", "--models", "hospital-frequency,single-train", "--jobs", "1", *assigned()]
-    for data in ("raw", "dataset"):
+    cut = ["--min-records", "5"]
+    options = ["--models", "hospital-frequency,single-train", "--jobs", "1", *assigned()]
+    for data, preparing in (("raw", cut), ("dataset", [])):
         places = ["--data", str(tmp_path / data), "--out", str(tmp_path / f"run-{data}")]
-        assert tempt(["simulate", "centralized", *places, *options]) == 0
+        assert tempt(["simulate", "centralized", *places, *options, *preparing]) == 0
+    ready = ["--data", str(tmp_path / "dataset"), "--out", str(tmp_path / "another")]
+    with unchanged(tmp_path):
+        assert "go with raw tables" in mistake(capsys, ["simulate", "centralized", *ready, *options, *cut])
     results = [json.loads((tmp_path / f"run-{data}" / "results.json").read_text()) for data in ("raw", "dataset")]
     assert results[0]["dataset"]["digest"] == results[1]["dataset"]["digest"]
     assert results[0]["dataset"]["records"] == 20
@@ -439,7 +443,7 @@ def test_prepare_and_simulate_go_from_raw_tables_to_the_table(tmp_path: Path, ca
     (raw / "treatment.csv").write_text(text_of("treatment") + "1,area|treatment 9,10\n")
     places = ["--data", str(raw), "--out", str(tmp_path / "run-raw")]
     with unchanged(tmp_path):
-        line = mistake(capsys, ["simulate", "centralized", *places, *options, "--resume"])
+        line = mistake(capsys, ["simulate", "centralized", *places, *options, *cut, "--resume"])
     assert "treatment.csv" in line
 
 
