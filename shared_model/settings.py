@@ -93,6 +93,12 @@ class PretrainingSettings(OptimizationSettings, frozen=True, extra="forbid"):
 class RecommendationSettings(OptimizationSettings, frozen=True, extra="forbid"):
     """What every model that recommends is trained with (Eq. 12-14)."""
 
+    head_dropout: float = Field(0.0, ge=0, le=0.99, description="of MLP_r's input and middle; the paper is silent")
+
+
+class TuningSettings(RecommendationSettings, frozen=True, extra="forbid"):
+    """Section 3.4: a hospital's own prompts and head, or what an ablation tunes instead."""
+
     head_dropout: float = Field(
         0.5,
         ge=0,
@@ -100,11 +106,6 @@ class RecommendationSettings(OptimizationSettings, frozen=True, extra="forbid"):
         description="of MLP_r's input and middle; the paper is silent; without it a head of 540,000 weights overfits a "
         "hospital within three epochs; 0.5 was the best of five on validation",
     )
-
-
-class TuningSettings(RecommendationSettings, frozen=True, extra="forbid"):
-    """Section 3.4: a hospital's own prompts and head, or what an ablation tunes instead."""
-
     prompts_per_modality: int = Field(2, ge=0, le=100, description="b; Table 6; 0 tunes the head alone")
     selection: Literal["hospital", "common"] = Field(
         "hospital", description="each hospital's best epoch, or one epoch for all by the mean over hospitals"
@@ -112,7 +113,11 @@ class TuningSettings(RecommendationSettings, frozen=True, extra="forbid"):
 
 
 class TrainingSettings(RecommendationSettings, frozen=True, extra="forbid"):
-    """Full-Train and Single-Train (Section 4.1.2): the same network, trained on medications from the start."""
+    """Full-Train and Single-Train (Section 4.1.2): the same network, trained on medications from the start.
+
+    Without dropout of the head: with 0.5 an encoder that starts from nothing never leaves the labels' common rates
+    (validation PRAUC of Full-Train on 12 synthetic hospitals 0.431 against 0.471).
+    """
 
 
 class EvaluationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -145,7 +150,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "pretraining": {"mask_token_fraction": 0.8, "random_code_fraction": 0.1, "output_bias": "zero"},
         "tuning": {"batch_size": 128, "output_bias": "zero", "head_dropout": 0.0},
-        "training": {"output_bias": "zero", "head_dropout": 0.0},
+        "training": {"output_bias": "zero"},
     },
 }
 
