@@ -142,6 +142,11 @@ def _read_stays(path: Path) -> Stays:
     table.required(_STAY, stay, "a stay's number")
     hospital_ids, hospital = table.integers("hospitalid")
     table.required("hospitalid", hospital, "a hospital's number")
+    if hospital_ids and hospital_ids[0] < 1:  # 0 stands for the whole consortium, and a folder has the number's name
+        found = int((hospital == 0).argmax())
+        raise table.error(
+            found, "hospitalid", f"found {hospital_ids[0]}, expected a number of at least 1; correct the row"
+        )
     _, patient = table.texts("uniquepid")
     table.required("uniquepid", patient, "a patient's identifier")
 

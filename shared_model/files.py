@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
 
 _PREFIX = ".writing-"
+_MARK = ".tempt"
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
     """A directory to fill that gets its name when the block ends well, with mode 0700.
 
     Args:
-        mark: a file that every directory of this kind has; `force` deletes only a directory that has it.
+        mark: names the kind of directory; it is written into `.tempt`, and `force` deletes only what has it there.
         force: replace an older directory of the same kind.
 
     Raises:
@@ -97,10 +98,12 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
     directory = directory.resolve()
     check_place(directory, mark=mark, force=force)
     beside = directory.with_name(f"{_PREFIX}{os.getpid()}-{directory.name}")
+    made = [parent for parent in directory.parents if not parent.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(directory)
         beside.mkdir(mode=0o700)
+        (beside / _MARK).write_text(mark, encoding="utf-8")
         yield beside
         if not directory.exists():
             beside.rename(directory)
@@ -114,6 +117,10 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
         raise TemptError(f"{directory}: can't be written: {reason}; nothing was changed there") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        if not directory.exists():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def _remove_abandoned(directory: Path) -> None:
@@ -144,12 +151,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def check_place(directory: Path, *, mark: str, force: bool) -> None:
-    """Refuse an output directory that holds something, unless `force` and it is one of ours (it has `mark`)."""
+    """Refuse an output directory that holds something, unless `force` and it is one of ours."""
     if directory.exists() and not directory.is_dir():
         raise TemptError(f"{directory}: is a file; expected a directory that is new or empty")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     if not force:
         raise TemptError(f"{directory}: is not empty; name another directory, or use --force to replace it")
-    if not (directory / mark).is_file():
-        raise TemptError(f"{directory}: has no {mark}, so this command did not make it; --force deletes only its own")
+    own = directory / _MARK
+    if not own.is_file() or own.read_text(encoding="utf-8", errors="replace") != mark:
+        raise TemptError(
+            f"{directory}: has no {_MARK} of this kind, so this command did not make it; --force deletes only its own"
+        )

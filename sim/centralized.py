@@ -166,7 +166,7 @@ def _with_common_epochs(
     scores: dict[tuple[str, int], list[list[float]]] = {}
     for trial in trials:
         rows = [row["score"] for row in done[trial]["history"]]
-        if None not in rows:
+        if rows and None not in rows:  # a hospital without training or validation records has no say
             scores.setdefault((trial.model, trial.seed), []).append(rows)
     best = {
         key: max(range(min(map(len, of))), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1

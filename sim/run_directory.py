@@ -7,12 +7,12 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
-from shared_model.files import new_directory, read_json, remove_leftovers, write_json, write_text
+from shared_model.files import check_place, new_directory, read_json, remove_leftovers, write_json, write_text
 
 CONFIG = "config.json"
 DATASET = "dataset"
@@ -35,10 +35,11 @@ def create(directory: Path, fill: Callable[[Path], Mapping[str, Any]], *, force:
     Raises:
         TemptError: the place is taken or can't be written to; nothing was changed there.
     """
-    if force and (directory / CONFIG).is_file():
-        with held(directory):
-            pass  # nobody is at work on the run that is to be replaced
-    with new_directory(directory, mark=CONFIG, force=force) as beside:
+    check_place(directory, mark=CONFIG, force=force)
+    with ExitStack() as stack:
+        if (directory / CONFIG).is_file():
+            stack.enter_context(held(directory))  # nobody works on the run that is to be replaced, until it is
+        beside = stack.enter_context(new_directory(directory, mark=CONFIG, force=force))
         config = fill(beside)
         write_json(beside / CONFIG, config)
         write_text(beside / "README.txt", _README)

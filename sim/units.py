@@ -224,7 +224,7 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
         hospitals[str(hospital)] = _evaluate(unit, fitted.tensors, hospital, test.of_hospital(hospital), context)
     fit, evaluation = round(tuned - began, 3), round(time.monotonic() - tuned, 3)
     measured = {"hospitals": hospitals, "seconds": {"fit": fit, "evaluation": evaluation}}
-    if not len(validation):
+    if not len(validation) and unit.epochs is None and fitted.history:
         measured["selected"] = "last epoch, for want of a validation record"
     return fitted, measured
 

@@ -49,6 +49,7 @@ def test_prepare_keeps_others_out(tmp_path: Path) -> None:
     directory = tmp_path / "dataset"
     prepare(write_tables(tmp_path / "raw"), directory, OPTIONS)
     assert {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} == {
+        ".tempt",
         "README.md",
         "dataset.json",
         "vocabulary.json",
@@ -79,7 +80,7 @@ def test_prepare_force_deletes_only_a_dataset_directory(tmp_path: Path) -> None:
     directory.mkdir()
     (directory / "thesis.txt").write_text("ten years", encoding="utf-8")
     before = everything_below(tmp_path)
-    with pytest.raises(TemptError, match=r"has no dataset\.json, so this command did not make it"):
+    with pytest.raises(TemptError, match=r"has no \.tempt of this kind, so this command did not make it"):
         prepare(raw, directory, OPTIONS, force=True)
     with pytest.raises(TemptError, match=r"is not empty"):
         prepare(raw, directory, OPTIONS)

@@ -125,7 +125,7 @@ def make_old(directory: Path, *, mark: bool = True) -> None:
     directory.mkdir()
     (directory / "old.txt").write_text("old")
     if mark:
-        (directory / "mark.json").write_text("{}")
+        (directory / ".tempt").write_text("mark.json")
 
 
 def test_new_directory_gets_its_name_when_the_block_ends_with_mode_0700(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_new_directory_gets_its_name_when_the_block_ends_with_mode_0700(tmp_path
     with new_directory(place, mark="mark.json", force=False) as beside:
         (beside / "a.txt").write_text("new")
         assert not place.exists()
-    assert names(tmp_path) == ["deep", "deep/out", "deep/out/a.txt"]
+    assert names(tmp_path) == ["deep", "deep/out", "deep/out/.tempt", "deep/out/a.txt"]
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
@@ -141,7 +141,7 @@ def test_new_directory_in_an_empty_one_fills_it(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with new_directory(tmp_path / "out", mark="mark.json", force=False) as beside:
         (beside / "a.txt").write_text("new")
-    assert names(tmp_path) == ["out", "out/a.txt"]
+    assert names(tmp_path) == ["out", "out/.tempt", "out/a.txt"]
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
 
 
@@ -161,7 +161,7 @@ def test_new_directory_with_force_replaces_one_with_the_mark(tmp_path: Path) -> 
     make_old(tmp_path / "out")
     with new_directory(tmp_path / "out", mark="mark.json", force=True) as beside:
         (beside / "a.txt").write_text("new")
-    assert names(tmp_path) == ["out", "out/a.txt"]
+    assert names(tmp_path) == ["out", "out/.tempt", "out/a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_new_directory_with_force_replaces_one_with_the_mark(tmp_path: Path) -> 
     [
         (True, False, "is not empty; name another directory, or use --force to replace it"),
         (False, False, "is not empty; name another directory, or use --force to replace it"),
-        (False, True, "has no mark.json, so this command did not make it; --force deletes only its own"),
+        (False, True, "has no .tempt of this kind, so this command did not make it; --force deletes only its own"),
     ],
 )
 def test_new_directory_in_a_place_that_is_taken_is_refused_and_touches_nothing(
@@ -213,7 +213,7 @@ def test_new_directory_after_a_killed_process_of_the_same_number_works(tmp_path:
     (left / "half.txt").write_text("half")
     with new_directory(tmp_path / "out", mark="mark.json", force=False) as beside:
         (beside / "a.txt").write_text("new")
-    assert names(tmp_path) == ["out", "out/a.txt"]
+    assert names(tmp_path) == ["out", "out/.tempt", "out/a.txt"]
 
 
 def test_new_directory_that_is_the_working_directory_is_defined(
@@ -227,4 +227,19 @@ def test_new_directory_that_is_the_working_directory_is_defined(
     except TemptError as error:
         assert "\n" not in str(error)
     else:
-        assert names(tmp_path) == ["a.txt"]
+        assert names(tmp_path) == [".tempt", "a.txt"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "dataset.json"])
+def test_check_place_of_a_strangers_directory_with_a_common_file_is_refused(name: str, tmp_path: Path) -> None:
+    """Countless projects have a config.json; --force must not take them for ours."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).write_text('{"format": 1}')
+    with pytest.raises(TemptError, match="did not make it"):
+        check_place(tmp_path / "model", mark=name, force=True)
+
+
+def test_new_directory_that_fails_leaves_no_new_parent(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), new_directory(tmp_path / "a" / "b" / "out", mark="mark.json", force=False):
+        raise ValueError
+    assert names(tmp_path) == []

@@ -396,6 +396,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "not UTF-8": (damage("treatment", text_of("treatment").encode() + b"3,\xff,1\n"), ["treatment.csv"]),
     "open quote": (damage("treatment", text_of("treatment") + '3,"area,1\n'), ["treatment.csv"]),
     "stay in two hospitals": (damage("patient", text_of("patient") + "7,1,p7\n"), ["patient.csv", "7"]),
+    "hospital 0": (damage("patient", text_of("patient") + "77,0,p7\n"), ["patient.csv", "hospitalid", "found 0"]),
     "no hospital with enough records": (lambda raw: None, ["--min-records"]),
 }
 
@@ -409,6 +410,7 @@ def test_raw_tables_that_are_unsound_are_one_line_and_leave_nothing(case: str, t
         assert tempt(["prepare", str(raw), str(tmp_path / "dataset"), "--min-records", "5"]) == 0
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "config.json").write_text("{}")
+        (tmp_path / "run" / ".tempt").write_text("config.json")
     change, words = BAD_TABLES[case]
     change(raw)
     if case == "no hospital with enough records":
@@ -447,12 +449,14 @@ def test_prepare_and_simulate_go_from_raw_tables_to_the_table(tmp_path: Path, ca
     assert "treatment.csv" in line
 
 
-def test_simulate_with_a_hospital_of_one_record_gives_defined_results(tmp_path: Path) -> None:
+@pytest.mark.parametrize("selection", ["hospital", "common"])
+def test_simulate_with_a_hospital_of_one_record_gives_defined_results(selection: str, tmp_path: Path) -> None:
     """int(0.8) is 0: no record to learn from, none to validate with, one to test."""
     records = consortium.make_records({3: 20, 5: 1})
     consortium.write_dataset(tmp_path / "dataset", consortium.make_dataset(records))
     places = ["--data", str(tmp_path / "dataset"), "--out", str(tmp_path / "run")]
-    assert tempt(["simulate", "centralized", *places, "--jobs", "1", *assigned()]) == 0
+    chosen = ["--set", f"tuning.selection={selection}"]
+    assert tempt(["simulate", "centralized", *places, "--jobs", "1", *assigned(), *chosen]) == 0
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
     assert all(of["seeds"]["42"]["hospitals"]["5"]["records"] == 1 for of in models.values())
 

@@ -23,7 +23,12 @@ def fill(directory: Path) -> Mapping[str, Any]:
 def test_create_when_the_place_is_free_makes_a_private_directory(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     run_directory.create(run, fill, force=False)
-    assert sorted(path.name for path in run.iterdir()) == ["README.txt", "config.json", "vocabulary.json"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".tempt",
+        "README.txt",
+        "config.json",
+        "vocabulary.json",
+    ]
     assert run.stat().st_mode & 0o777 == 0o700
     assert json.loads((run / "config.json").read_text()) == {"format": 1, "seeds": [42]}
     assert "may read" in (run / "README.txt").read_text()
@@ -101,6 +106,7 @@ def test_held_removes_what_a_killed_process_had_begun(tmp_path: Path) -> None:
     with run_directory.held(run):
         assert sorted(path.name for path in run.rglob("*") if path.is_file()) == [
             ".lock",
+            ".tempt",
             "README.txt",
             "config.json",
             "vocabulary.json",
