@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -20,3 +21,16 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     near = get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
+
+
+_MENDABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
+
+def of_the_system(error: OSError) -> TemptError | None:
+    """The error for what the system refuses and a user can mend, such as a full disk; None for a defect of ours."""
+    if error.errno not in _MENDABLE:
+        return None
+    return TemptError(f"{error.filename or 'a file'}: {error.strerror}")

@@ -148,9 +148,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "attention_dropout": 0.1,
             "initialization": "normal",
         },
-        "pretraining": {"mask_token_fraction": 0.8, "random_code_fraction": 0.1, "output_bias": "zero"},
-        "tuning": {"batch_size": 128, "output_bias": "zero", "head_dropout": 0.0},
-        "training": {"output_bias": "zero"},
+        "pretraining": {
+            "mask_token_fraction": 0.8,
+            "random_code_fraction": 0.1,
+            "output_bias": "zero",
+            "least_steps": 0,
+        },
+        "tuning": {"batch_size": 128, "output_bias": "zero", "head_dropout": 0.0, "least_steps": 0},
+        "training": {"output_bias": "zero", "least_steps": 0},
     },
 }
 

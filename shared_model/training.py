@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
-from shared_model.randomness import generator
+from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.settings import OptimizationSettings
 
 _CHECKPOINT_SECONDS = 20.0
@@ -50,7 +50,6 @@ class Progress:
     best_epoch: int = 0
     best_step: int = 0
     best_score: float | None = None
-    seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -100,8 +99,9 @@ def train(
         epoch = progress.epoch + 1
         loss = run_epoch(task, optimizer, settings.batch_size, seed, purpose, hospital, epoch, device)
         if not math.isfinite(loss):
+            whose = "all hospitals" if hospital == WHOLE_CONSORTIUM else f"hospital {hospital}"
             raise TemptError(
-                f"{purpose} of hospital {hospital}: the loss is {loss} in epoch {epoch}; "
+                f"{purpose} of {whose}: the loss is {loss} in epoch {epoch}; "
                 f"lower its learning_rate (now {settings.learning_rate})"
             )
         score = task.score() if selects else None
@@ -113,7 +113,6 @@ def train(
             if selects:
                 best = {name: p.detach().clone() for name, p in parameters.items()}
         seconds = time.monotonic() - began
-        progress.seconds += seconds
         row = {
             "epoch": epoch,
             "step": progress.step,

@@ -104,6 +104,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         threads=request.threads,
         save_scores=request.save_scores,
         hospitals=request.hospitals,
+        digest=dataset.digest,
     )
     units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
     done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.result()) is not None}
@@ -116,7 +117,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
 
     def on_done(unit: FitUnit, result: dict[str, Any]) -> None:
         done[unit] = result
-        display.advance(_label(unit), unit.model)
+        display.advance(_label(unit))
 
     def run(wanted: list[FitUnit]) -> None:
         run_units(wanted, fit_unit, jobs=request.jobs, done=set(done), on_event=on_event, on_done=on_done)

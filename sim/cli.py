@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import click
 import typer
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, of_the_system
 from sim.commands import data, recommend, simulate
 
 app = typer.Typer(
@@ -30,8 +29,6 @@ app.command("synth")(data.synth)
 app.command("prepare")(data.prepare)
 app.add_typer(simulate.app, name="simulate")
 app.command("recommend")(recommend.recommend)
-
-_OUR_LIMITS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EMFILE}
 
 
 class _Terminated(BaseException):
@@ -75,9 +72,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in _OUR_LIMITS:
+        mistake = of_the_system(error)
+        if mistake is None:
             raise
-        return _mistake(f"{error.filename or 'a file'}: {error.strerror}")
+        return _mistake(str(mistake))
 
 
 def _mistake(message: str) -> int:

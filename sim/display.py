@@ -61,7 +61,7 @@ class Display:
         score = "" if row["score"] is None else f", validation {row['score']:.4f}"
         self._show(f"{label}: epoch {row['epoch']}, loss {row['loss']:.4f}{score}")
 
-    def advance(self, label: str, model: str) -> None:
+    def advance(self, label: str) -> None:
         """A fit is done."""
         self._done += 1
         if self._bar is not None and self._task is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
@@ -43,7 +44,10 @@ def recommend(
         TemptError: the run lacks the model, seed or hospital, or the vocabulary a code (the nearest is named).
     """
     config = read_json(run / CONFIG)
-    settings = Settings.model_validate(config["settings"])
+    try:
+        settings = Settings.model_validate(config["settings"])
+    except (KeyError, ValidationError):
+        raise TemptError(f"{run / CONFIG}: not the config of a run of this version; make the run again") from None
     vocabulary = read_vocabulary(run / "vocabulary.json")
     functions = method(model)
     if model not in config["models"]:
@@ -71,11 +75,12 @@ def recommend(
     if adapts(model) and unit.needs is not None and not unit.needs.tensors_file.exists():
         raise TemptError(f"{unit.needs.tensors_file}: no such checkpoint; the run is not complete, go on with --resume")
     tensors, _ = checkpoint.load(unit.tensors_file)
-    probabilities = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0].tolist()
+    row = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0]
+    above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32
     answer = [
-        Recommendation(code, name, probability, probability > settings.evaluation.threshold)
-        for code, name, probability in zip(
-            vocabulary.medications, vocabulary.medication_names, probabilities, strict=True
+        Recommendation(code, name, probability, recommended)
+        for code, name, probability, recommended in zip(
+            vocabulary.medications, vocabulary.medication_names, row.tolist(), above, strict=True
         )
     ]
     return sorted(answer, key=lambda of: (-of.probability, of.medication))

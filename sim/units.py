@@ -23,6 +23,7 @@ from torch import Tensor
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.encoder import MedicalEncoder
+from shared_model.errors import TemptError
 from shared_model.files import read_json, replacing, write_json
 from shared_model.metrics import record_metrics
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
@@ -45,6 +46,7 @@ class Plan:
     Attributes:
         threads: of a fit on the whole consortium; a hospital's fit has one.
         hospitals: the hospitals that take part, all of the dataset's if None.
+        digest: of the dataset with these hospitals, which must not change while the run is at work.
     """
 
     run: Path
@@ -54,6 +56,7 @@ class Plan:
     threads: int
     save_scores: bool
     hospitals: tuple[int, ...] | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,15 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
     """Do a unit, write its files, and return what it measured; `emit` gets each epoch's history row."""
     unit.tensors_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     dataset, split = _split(unit.plan.dataset, unit.plan.hospitals, unit.seed, unit.plan.device)
+    if unit.plan.digest not in (None, dataset.digest):
+        raise TemptError(f"{unit.plan.dataset}: was replaced while the run was at work; begin another run with it")
     context = context_of(dataset.vocabulary, unit, emit)
     began = time.monotonic()
     if unit.model == PRETRAINING:
         fitted, measured = _pretrain(split, context), dict[str, Any]()
     else:
         fitted, measured = _fit_and_evaluate(unit, split, context, began)
-    seconds = measured.pop("seconds", {"fit": round(time.monotonic() - began, 3)})
+    seconds = measured.pop("seconds", {"fit": _seconds(began, fitted)})
     about = {
         "model": unit.model,
         "seed": unit.seed,
@@ -216,17 +221,22 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
         settings = context.settings.model_copy(update={"tuning": tuning.model_copy(update={"patience": sys.maxsize})})
         return functions.fit(training, validation, replace(context, settings=settings)), {}
     fitted = functions.fit(training, validation, context)
-    tuned = time.monotonic()
+    fit, tuned = _seconds(began, fitted), time.monotonic()
     hospitals = {}
     everyone = sorted({*split.train.hospitals, *split.validation.hospitals, *split.test.hospitals})
     names = everyone if unit.hospital == WHOLE_CONSORTIUM else [unit.hospital]
     for hospital in names:
         hospitals[str(hospital)] = _evaluate(unit, fitted.tensors, hospital, test.of_hospital(hospital), context)
-    fit, evaluation = round(tuned - began, 3), round(time.monotonic() - tuned, 3)
+    evaluation = round(time.monotonic() - tuned, 3)
     measured = {"hospitals": hospitals, "seconds": {"fit": fit, "evaluation": evaluation}}
     if not len(validation) and unit.epochs is None and fitted.history:
         measured["selected"] = "last epoch, for want of a validation record"
     return fitted, measured
+
+
+def _seconds(began: float, fitted: Fitted) -> float:
+    """How long a fit took; the epochs from before a resumption stand in its history alone."""
+    return round(max(time.monotonic() - began, sum(row["seconds"] for row in fitted.history)), 3)
 
 
 def _evaluate(

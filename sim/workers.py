@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, of_the_system
 
 
 class Unit(Protocol):
@@ -162,6 +162,9 @@ def _worker(connection: Connection, work: Work) -> None:
             message = ("done", work(unit, lambda event: connection.send(("event", event))))
         except TemptError as error:
             message = ("mistake", str(error))
+        except OSError as error:
+            mistake = of_the_system(error)
+            message = ("mistake", str(mistake)) if mistake else ("defect", traceback.format_exc())
         except BaseException:
             message = ("defect", traceback.format_exc())
         connection.send(message)

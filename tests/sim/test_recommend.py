@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from shared_model.errors import TemptError
 from sim.cli import run as tempt
@@ -136,3 +138,23 @@ def test_recommend_from_a_damaged_checkpoint_is_one_line(run: Path, capsys: pyte
         path.write_bytes(content)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and str(path) in line
+
+
+def test_recommend_of_a_probability_at_the_threshold_is_not_above_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the metrics count it: float32's 0.3 is a double above 0.3."""
+
+    def at_threshold(*_: object) -> torch.Tensor:
+        return torch.full((1, len(VOCABULARY.medications)), 0.3)
+
+    stub = SimpleNamespace(SCOPE="hospital", probabilities=at_threshold)
+    monkeypatch.setattr("sim.recommend.method", lambda name: stub)
+    answer = recommend(run, "tempt", 42, 8, [VOCABULARY.diagnoses[3]], [VOCABULARY.procedures[5]])
+    assert not any(of.recommended for of in answer)
+
+
+def test_recommend_from_a_run_of_another_version_is_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"encoder": {"depth": 2}}}))
+    with pytest.raises(TemptError, match="not the config of a run of this version"):
+        recommend(tmp_path, "tempt", 42, 8, ["a"], ["b"])

@@ -125,6 +125,7 @@ CONFIG = {"settings": {"encoder": {"c": 300}}, "seeds": [42, 43], "threads": 1, 
 def test_compare_ignores_how_the_command_was_spelt(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     run_directory.compare(tmp_path, CONFIG | {"command": ["other"], "data": "../a", "versions": {"torch": "9"}})
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from sklearn.metrics import average_precision_score
 from shared_model import checkpoint
 from shared_model.errors import TemptError
 from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.recommendation import Fitted
 from shared_model.settings import Settings
+from sim import units
 from sim.methods import method
 from sim.units import PRETRAINING, FitUnit, Plan, context_of, fit_unit
 from tests.sim import consortium
@@ -155,3 +159,15 @@ def test_unit_with_one_of_two_files_is_not_done(base: FitUnit, suffix: str) -> N
     fit_unit(unit, lambda row: None)
     unit.tensors_file.with_name(f"8{suffix}").unlink()
     assert unit.result() is None
+
+
+def test_unit_on_a_dataset_that_was_replaced_is_refused(base: FitUnit) -> None:
+    plan = replace(base.plan, digest="of another dataset")
+    with pytest.raises(TemptError, match="was replaced while the run was at work"):
+        fit_unit(FitUnit(plan, "frequency", 42, 0), lambda row: None)
+
+
+def test_fit_seconds_after_a_resumption_count_the_epochs_before_it() -> None:
+    history = [{"seconds": 40.0}, {"seconds": 60.0}]
+    assert units._seconds(time.monotonic() - 1, Fitted({}, history)) == 100.0
+    assert units._seconds(time.monotonic() - 200, Fitted({}, history)) >= 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -30,6 +31,8 @@ def work(unit: Piece, emit: Emit) -> dict[str, Any]:
         raise TemptError("the loss is nan; lower its learning_rate")
     if unit.name == "defect":
         raise ZeroDivisionError("of a unit")
+    if unit.name == "full disk":
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/run")
     if unit.name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     emit({"of": unit.name, "number": 1})
@@ -96,6 +99,11 @@ def test_unit_with_a_mistake_of_the_user_ends_the_run_with_its_words(jobs: int) 
     with pytest.raises(TemptError, match=r"^the loss is nan; lower its learning_rate$"):
         run([Piece("fine"), Piece("mistake", needs=Piece("fine"))], jobs, done)
     assert done == {Piece("fine")}
+
+
+def test_full_disk_in_a_worker_is_the_users_to_mend() -> None:
+    with pytest.raises(TemptError, match=r"^/data/run: No space left on device$"):
+        run([Piece("full disk"), Piece("one")], jobs=2)
 
 
 def test_unit_with_a_defect_ends_the_run_with_its_trace() -> None:
