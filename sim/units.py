@@ -236,7 +236,8 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
 
 def _seconds(began: float, fitted: Fitted) -> float:
     """How long a fit took; the epochs from before a resumption stand in its history alone."""
-    return round(max(time.monotonic() - began, sum(row["seconds"] for row in fitted.history)), 3)
+    in_history = float(sum(row["seconds"] for row in fitted.history))
+    return round(max(time.monotonic() - began, in_history), 3)
 
 
 def _evaluate(
