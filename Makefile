@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow bench lint clean
+.PHONY: help setup demo test test-slow bench bench-prepare lint clean
 
 # The first of these that is 3.11 or newer, else python3, which `setup` then refuses in plain words.
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -23,7 +23,7 @@ MOVED := yes
 endif
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with everything (minutes, once)
 
@@ -53,6 +53,9 @@ test-slow: setup ## the slow tests
 
 bench: setup ## records a second, against the plain way and against the machine
 	@$(BIN)/python -m sim.bench
+
+bench-prepare: setup ## `tempt prepare` on tables of the full eICU's size
+	@$(BIN)/python -m tests.hospital_client.full_size
 
 lint: setup ## ruff, mypy, import-linter, codespell
 	@$(BIN)/ruff check .

@@ -97,9 +97,9 @@ def pack(parts: list[CodeSets], prompts: list[Int[Tensor, " prompts"]] | None = 
     slots, blocks, starts, members = _assign(lengths.tolist())
 
     start = torch.tensor(starts, dtype=torch.int64, device=device)  # sets; block * slots + slot
-    owner = torch.repeat_interleave(lengths, output_size=len(rows))
-    first = lengths.cumsum(0) - lengths
-    slot = (start - first)[owner] + torch.arange(len(rows), device=device)
+    owner = torch.repeat_interleave(lengths, output_size=len(rows))  # tokens; the set of each
+    first = lengths.cumsum(0) - lengths  # sets; each one's first token
+    slot = (start - first)[owner] + torch.arange(len(rows), device=device)  # tokens
 
     distinct, place = torch.unique(rows, return_inverse=True)
     token = torch.zeros(blocks * slots, dtype=torch.int64, device=device)
@@ -107,11 +107,11 @@ def pack(parts: list[CodeSets], prompts: list[Int[Tensor, " prompts"]] | None = 
     owners = torch.full((blocks * slots,), -1, dtype=torch.int64, device=device)
     owners[slot] = owner
 
-    block = torch.div(start, slots, rounding_mode="floor")
+    block = torch.div(start, slots, rounding_mode="floor")  # sets
     width = max(members, default=1)
     order = torch.argsort(block, stable=True)
-    counts = torch.tensor(members, dtype=torch.int64, device=device)
-    rank = torch.arange(len(order), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    counts = torch.tensor(members, dtype=torch.int64, device=device)  # blocks
+    rank = torch.arange(len(order), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # sets
     member_place = torch.empty_like(start)
     member_place[order] = block[order] * width + rank
     member = torch.full((blocks * width,), -1, dtype=torch.int64, device=device)

@@ -114,6 +114,9 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
             shutil.rmtree(old)
     except OSError as error:
         reason = error.strerror or error
+        culprit = Path(os.fsdecode(error.filename)) if error.filename else directory
+        if not (culprit.is_relative_to(beside) or directory.is_relative_to(culprit)):
+            raise TemptError(f"{culprit}: {reason}; nothing was written to {directory}") from error
         raise TemptError(f"{directory}: can't be written: {reason}; nothing was changed there") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

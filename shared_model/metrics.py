@@ -50,7 +50,7 @@ def average_precision(
     scores: Float[Tensor, "records codes"], labels: Float[Tensor, "records codes"]
 ) -> Float[Tensor, " records"]:
     """The area under each record's precision-recall steps; equal scores are one step. 0 without a positive label."""
-    ordered, order = scores.sort(1, descending=True)
+    ordered, order = scores.sort(1, descending=True)  # records codes, as is all below
     positive = labels.gather(1, order).double()
     position = torch.arange(scores.shape[1], device=scores.device)
     # the step's last position, for each position of it

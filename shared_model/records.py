@@ -139,7 +139,8 @@ def split_records(records: RecordSet, seed: int, *, by_patient: bool = False) ->
     A hospital alone, the federation and the centralized run therefore split alike.
 
     Args:
-        by_patient: beyond the paper, order by the patient's hash and keep all stays of a patient in one part.
+        by_patient: beyond the paper, keep all of a patient's stays in a hospital in one part; the patient goes by the
+            smallest of them, so that a hospital alone splits as the consortium does.
     """
     train, validation, test = (
         torch.tensor(part, dtype=torch.int64) for part in _split_indices(records, seed, by_patient)
@@ -152,12 +153,14 @@ def _split_indices(records: RecordSet, seed: int, by_patient: bool) -> tuple[lis
     stays, patients = records.stay.tolist(), records.patient.tolist()
     for hospital in records.hospitals:
         index = (records.hospital == hospital).nonzero()[:, 0].tolist()
-        of = [patients[i] if by_patient else stays[i] for i in index]
-        digests = {one: _sha256(f"{seed}:{hospital}:{one}") for one in of}
-        order = sorted(
-            zip(of, [stays[i] for i in index], index, strict=True), key=lambda row: (digests[row[0]], row[1])
-        )
-        index = [i for _, _, i in order]
+        first = {stays[i]: stays[i] for i in index}  # the stay that each stay goes by
+        if by_patient:
+            smallest: dict[int, int] = {}
+            for i in index:
+                smallest[patients[i]] = min(stays[i], smallest.get(patients[i], stays[i]))
+            first = {stays[i]: smallest[patients[i]] for i in index}
+        digests = {stay: _sha256(f"{seed}:{hospital}:{stay}") for stay in set(first.values())}
+        index.sort(key=lambda i: (digests[first[stays[i]]], stays[i]))
         cuts = [int(0.8 * len(index)), int(0.8 * len(index)) + int(0.1 * len(index))]
         if by_patient:
             cuts = [_whole_patient(cut, [patients[i] for i in index]) for cut in cuts]

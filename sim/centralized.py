@@ -131,7 +131,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         units = _with_common_epochs(units, trials, done, run)
     run(units)
     history.rewrite(done)
-    final = {unit: done[unit] for unit in units}
+    final = {unit: done[unit] for unit in [*units, *trials]}
     about = {
         "mode": "centralized",
         "dataset": {
@@ -170,8 +170,8 @@ def _with_common_epochs(
         if rows and None not in rows:  # a hospital without training or validation records has no say
             scores.setdefault((trial.model, trial.seed), []).append(rows)
     best = {
-        key: max(range(min(map(len, of))), key=lambda epoch: sum(rows[epoch] for rows in of)) + 1
-        for key, of in scores.items()
+        key: max(range(min(map(len, curves))), key=lambda epoch: sum(curve[epoch] for curve in curves)) + 1
+        for key, curves in scores.items()
     }
     chosen = [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
     for unit, final in zip(units, chosen, strict=True):
@@ -196,10 +196,8 @@ class _History:
 
     @staticmethod
     def _line(unit: FitUnit, row: Mapping[str, Any]) -> str:
-        of = {"model": unit.model, "seed": unit.seed, "hospital": unit.hospital} | (
-            {"trial": True} if unit.trial else {}
-        )
-        return json.dumps(of | dict(row)) + "\n"
+        whose = {"model": unit.model, "seed": unit.seed, "hospital": unit.hospital}
+        return json.dumps(whose | ({"trial": True} if unit.trial else {}) | dict(row)) + "\n"
 
 
 def _split_digest(dataset: Dataset, seed: int) -> str:
@@ -210,8 +208,8 @@ def _split_digest(dataset: Dataset, seed: int) -> str:
 
 
 def _label(unit: FitUnit) -> str:
-    of = "" if unit.hospital == WHOLE_CONSORTIUM else f" of hospital {unit.hospital}"
-    return f"{unit.model}{of}, seed {unit.seed}"
+    whose = "" if unit.hospital == WHOLE_CONSORTIUM else f" of hospital {unit.hospital}"
+    return f"{unit.model}{whose}, seed {unit.seed}"
 
 
 def some(hospitals: Sequence[int]) -> str:

@@ -53,16 +53,16 @@ def run(arguments: list[str]) -> int:
         print(error.format_message())
         return 2
     except click.ClickException as error:
-        of = getattr(error, "ctx", None)
-        path = of.command_path if of is not None else "tempt"
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "tempt"
         return _mistake(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
     except TemptError as error:
         return _mistake(" ".join(str(error).splitlines()))
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted; what is finished is kept, go on with --resume", file=sys.stderr)
+        print(f"interrupted{_kept(arguments)}", file=sys.stderr)
         return 130
     except _Terminated:
-        print("ended by SIGTERM; what is finished is kept, go on with --resume", file=sys.stderr)
+        print(f"ended by SIGTERM{_kept(arguments)}", file=sys.stderr)
         return 143
     except SystemExit as error:  # click's answer to a closed pipe
         if not isinstance(error.__context__, BrokenPipeError):
@@ -76,6 +76,13 @@ def run(arguments: list[str]) -> int:
         if mistake is None:
             raise
         return _mistake(str(mistake))
+
+
+def _kept(arguments: list[str]) -> str:
+    """What a command that was ended leaves."""
+    return (
+        "; what is finished is kept, go on with --resume" if arguments[:1] == ["simulate"] else "; nothing was written"
+    )
 
 
 def _mistake(message: str) -> int:

@@ -16,7 +16,11 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+    if (
+        kind not in ("cpu", "cuda")
+        or (number and not (number.isascii() and number.isdigit()))
+        or (kind == "cpu" and number)
+    ):
         raise TemptError(f"unknown device '{name}'. Known: auto, cpu, cuda, cuda:N")
     if kind == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0

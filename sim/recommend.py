@@ -83,9 +83,9 @@ def recommend(
             vocabulary.medications, vocabulary.medication_names, row.tolist(), above, strict=True
         )
     ]
-    return sorted(answer, key=lambda of: (-of.probability, of.medication))
+    return sorted(answer, key=lambda answered: (-answered.probability, answered.medication))
 
 
 def _hospitals(run: Path, seed: int) -> list[int]:
     models = read_json(run / "results.json")["models"]
-    return sorted({int(hospital) for of in models.values() for hospital in of["seeds"][str(seed)]["hospitals"]})
+    return sorted({int(hospital) for model in models.values() for hospital in model["seeds"][str(seed)]["hospitals"]})

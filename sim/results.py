@@ -42,10 +42,11 @@ def _model(name: str, done: Mapping[FitUnit, Mapping[str, Any]], seeds: Sequence
 
 
 def _seed(name: str, seed: int, done: Mapping[FitUnit, Mapping[str, Any]]) -> dict[str, Any]:
-    fits = [result for unit, result in done.items() if (unit.model, unit.seed) == (name, seed)]
+    mine = {unit: result for unit, result in done.items() if (unit.model, unit.seed) == (name, seed)}
+    fits = [result for unit, result in mine.items() if not unit.trial]
     hospitals = {hospital: values for fit in fits for hospital, values in fit["hospitals"].items()}
     seconds = {
-        "tuning" if adapts(name) else "training": round(sum(fit["seconds"]["fit"] for fit in fits), 3),
+        "tuning" if adapts(name) else "training": round(sum(result["seconds"]["fit"] for result in mine.values()), 3),
         "evaluation": round(sum(fit["seconds"]["evaluation"] for fit in fits), 3),
     }
     if adapts(name):
@@ -89,12 +90,12 @@ def table(content: Mapping[str, Any]) -> list[str]:
         f"{'Model':24}" + f"{'ours':>8}{'paper':>8}" * 3 + f"{'PRAUC':>7}",
         "-" * 79,
     ]
-    for name, of in content["models"].items():
+    for name, model in content["models"].items():
         paper = method(name).PAPER
-        ours = [of["summary"][metric] for metric in METRICS]
+        ours = [model["summary"][metric] for metric in METRICS]
         theirs = [paper.get(metric, (None, None)) for metric in METRICS]
         cells = "".join(f"{o['mean']:8.4f}{_or_dash(t[0]):>8}" for o, t in zip(ours, theirs, strict=True))
-        p = of.get("paired_t_test_of_tempt", {}).get("prauc")
+        p = model.get("paired_t_test_of_tempt", {}).get("prauc")
         lines.append(f"{method(name).TITLE:24}{cells}{_p(p):>7}")
         if seeds > 1:
             cells = "".join(
@@ -105,9 +106,10 @@ def table(content: Mapping[str, Any]) -> list[str]:
     dataset = content["dataset"]
     lines.append(
         f"Means over {dataset['hospitals']} hospitals of their test records' means, over {seeds} "
-        + ("seeds;" if seeds > 1 else "seed;")
+        + ("seeds;" if seeds > 1 else "seed.")
     )
-    lines.append("p: two-sided paired t-test of TEMPT's PRAUC against the row's over seeds.")
+    if seeds > 1:
+        lines.append("p: two-sided paired t-test of TEMPT's PRAUC against the row's over seeds.")
     return lines
 
 

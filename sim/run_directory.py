@@ -23,6 +23,8 @@ may read the records may read it; its mode is 0700.
 """
 # What may differ between a run and its resumption without changing a bit of its results.
 _INCIDENTAL = ("command", "versions", "data")
+# Of the versions only this one may change bits.
+_DECISIVE = "torch"
 
 
 def create(directory: Path, fill: Callable[[Path], Mapping[str, Any]], *, force: bool) -> None:
@@ -73,15 +75,21 @@ def compare(directory: Path, config: Mapping[str, Any]) -> None:
         TemptError: they differ; the first difference is named with both values.
     """
     path = directory / CONFIG
-    old, new = (
-        _flat({key: value for key, value in of.items() if key not in _INCIDENTAL}) for of in (read_json(path), config)
-    )
+    old, new = (_comparable(content) for content in (read_json(path), config))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise TemptError(
                 f"{path}: the run has {name}={old.get(name)}, this command {new.get(name)}; "
                 "resume with the same options, or begin another run with another --out"
             )
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
+    versions = config.get("versions")
+    if isinstance(versions, Mapping):
+        kept["versions"] = {_DECISIVE: versions.get(_DECISIVE)}
+    return _flat(kept)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -146,10 +146,10 @@ class World:
         self.diagnosis_affinity = np.where(own, 1.0, 0.003) * draw.lognormal(0, 0.3, own.shape)
 
     def _draw_medications(self, draw: np.random.Generator) -> None:
-        self.drugs = [(name, drug) for name, of in DRUG_CLASSES.items() for drug in of.drugs]
+        self.drugs = [(name, drug) for name, group in DRUG_CLASSES.items() for drug in group.drugs]
         names = list(DRUG_CLASSES)
         self.drug_class = np.array([names.index(name) for name, _ in self.drugs])
-        within = np.concatenate([np.arange(len(of.drugs)) for of in DRUG_CLASSES.values()])
+        within = np.concatenate([np.arange(len(group.drugs)) for group in DRUG_CLASSES.values()])
         need = np.array([[1.0 if name in c.drug_classes else 0.0 for name in names] for c in CONDITIONS])
         everyone = np.array([3.0 if name in EVERYONE else 0.0 for name in names])
         popularity = (self.prevalence @ need * 20 + everyone * 2 + 0.15)[self.drug_class]

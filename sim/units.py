@@ -173,8 +173,8 @@ def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: 
 
 def _stamp(path: Path) -> tuple[int, ...]:
     """Tells a file from another one that took its name."""
-    of = path.stat() if path.exists() else None
-    return () if of is None else (of.st_ino, of.st_mtime_ns, of.st_size)
+    found = path.stat() if path.exists() else None
+    return () if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=1)

@@ -27,14 +27,14 @@ def recommend(
 
     medications = answer(run, model, seed, hospital, diagnosis, procedure)
     if as_json:
-        print(json.dumps([asdict(of) for of in medications], indent=1, ensure_ascii=False))
+        print(json.dumps([asdict(one) for one in medications], indent=1, ensure_ascii=False))
         return
-    recommended = [of for of in medications if of.recommended]
+    recommended = [one for one in medications if one.recommended]
     print(f"{'HICL':>8}  {'probability':>11}  medication")
-    for of in recommended:
-        print(f"{of.medication:>8}  {of.probability:>11.3f}  {of.name}")
-    rest = [of for of in medications if not of.recommended][:3]
+    for one in recommended:
+        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+    rest = [one for one in medications if not one.recommended][:3]
     print(f"{len(recommended)} of {len(medications)} medications are above the threshold; the next:")
-    for of in rest:
-        print(f"{of.medication:>8}  {of.probability:>11.3f}  {of.name}")
+    for one in rest:
+        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
     print("Research software: not for clinical use.")

@@ -78,6 +78,10 @@ def centralized(
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
     if force and data is not None and data.resolve().is_relative_to(out.resolve()):
         raise TemptError(f"--out {out} --force: would delete {data}, which is to be read; name another --out")
+    if jobs is not None and threads > jobs:
+        raise TemptError(
+            f"--threads {threads}: more than --jobs {jobs}, the threads in all; give at least as many jobs"
+        )
     settings = resolve(preset, options.assignments(set_ or []))
     picked = pick_device(device)
     ready = data is not None and options.is_dataset(data)

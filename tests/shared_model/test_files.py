@@ -243,3 +243,12 @@ def test_new_directory_that_fails_leaves_no_new_parent(tmp_path: Path) -> None:
     with pytest.raises(ValueError), new_directory(tmp_path / "a" / "b" / "out", mark="mark.json", force=False):
         raise ValueError
     assert names(tmp_path) == []
+
+
+def test_new_directory_whose_source_cannot_be_read_names_the_source(tmp_path: Path) -> None:
+    with pytest.raises(TemptError) as error, new_directory(tmp_path / "out", mark="x", force=False):
+        (tmp_path / "raw" / "patient.csv").read_bytes()
+    assert str(error.value) == (
+        f"{tmp_path / 'raw' / 'patient.csv'}: No such file or directory; nothing was written to {tmp_path / 'out'}"
+    )
+    assert names(tmp_path) == []

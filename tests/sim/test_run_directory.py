@@ -119,12 +119,19 @@ def test_held_without_a_run_says_how_to_begin(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-CONFIG = {"settings": {"encoder": {"c": 300}}, "seeds": [42, 43], "threads": 1, "command": ["tempt"], "data": "a"}
+CONFIG = {
+    "settings": {"encoder": {"c": 300}},
+    "seeds": [42, 43],
+    "threads": 1,
+    "command": ["tempt"],
+    "data": "a",
+    "versions": {"torch": "2.13.0", "numpy": "2.3.0"},
+}
 
 
 def test_compare_ignores_how_the_command_was_spelt(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    run_directory.compare(tmp_path, CONFIG | {"command": ["other"], "data": "../a", "versions": {"torch": "9"}})
+    run_directory.compare(tmp_path, CONFIG | {"command": ["other"], "data": "../a", "versions": {"torch": "2.13.0"}})
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
@@ -132,6 +139,7 @@ def test_compare_ignores_how_the_command_was_spelt(tmp_path: Path) -> None:
     ("change", "named"),
     [
         ({"threads": 2}, ["threads=1", "2"]),
+        ({"versions": {"torch": "2.13.0+cu130"}}, ["versions.torch=2.13.0", "2.13.0+cu130"]),
         ({"seeds": [42]}, ["seeds=[42, 43]", "[42]"]),
         ({"settings": {"encoder": {"c": 6}}}, ["settings.encoder.c=300", "6"]),
         ({"hospitals": [3]}, ["hospitals=None", "[3]"]),

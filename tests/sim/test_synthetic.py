@@ -27,6 +27,7 @@ from tests.sim.consortium import tree
 
 # The frozen generator. SHA-256 over the small profile's uncompressed tables, and over the settings' defaults.
 SMALL_DIGEST = "80f1dc4953a2113d0c4a6d30b0228c4d8d0913fd3a6f11aee460bc8c28c8e2ec"
+PAPER_DIGEST = "69fc8ef0f0f79ee950f9a2a9aa3c807eb36bde729ce3779167306fe505830ea8"
 SETTINGS_DIGEST = "72168f5f1f171d9373408b9a8e7f55041d7480464d12138589905dbb9227fb1d"
 
 TABLES = ("patient", "diagnosis", "treatment", "medication")
@@ -242,6 +243,11 @@ def raw_paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def paper(raw_paper: Path) -> Counted:
     return count(raw_paper, 400)
+
+
+@pytest.mark.slow
+def test_paper_profile_is_the_frozen_one(raw_paper: Path) -> None:
+    assert digest(raw_paper) == PAPER_DIGEST
 
 
 @pytest.mark.slow
