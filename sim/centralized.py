@@ -1,4 +1,7 @@
-"""The paper's set-up: one place holds every hospital's records (Algorithm 1, the rows of Table 3)."""
+"""The paper's set-up, one place holds every hospital's records (Algorithm 1, the rows of Table 3), and its opposite.
+
+In the mode "local" nothing leaves a hospital: each pretrains its own encoder. It is what federation must beat.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared_model.errors import TemptError
 from shared_model.files import write_text
@@ -24,7 +27,7 @@ from sim.workers import run_units
 
 @dataclass(frozen=True)
 class Request:
-    """What a centralized run is asked for.
+    """What a run of independent fits is asked for.
 
     Attributes:
         data: the directory as the user named it.
@@ -35,6 +38,7 @@ class Request:
         hospitals: the hospitals that take part, all of the dataset's if None.
     """
 
+    mode: Literal["centralized", "local"]
     run: Path
     data: str
     preparation: Mapping[str, Any] | None
@@ -54,7 +58,7 @@ def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) ->
     """The content of `config.json`; `sources` are the raw tables' digests, if the run prepared its own dataset."""
     return {
         "format": 1,
-        "mode": "centralized",
+        "mode": request.mode,
         "data": request.data,
         "dataset": {"digest": dataset.digest, "sources": dict(sources), "preparation": request.preparation},
         "preset": request.preset,
@@ -104,6 +108,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         threads=request.threads,
         save_scores=request.save_scores,
         hospitals=request.hospitals,
+        alone=request.mode == "local",
         digest=dataset.digest,
     )
     units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
@@ -133,7 +138,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     history.rewrite(done)
     final = {unit: done[unit] for unit in [*units, *trials]}
     about = {
-        "mode": "centralized",
+        "mode": request.mode,
         "dataset": {
             "digest": dataset.digest,
             "split_digests": {str(seed): _split_digest(dataset, seed) for seed in request.seeds},
@@ -148,9 +153,13 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
 
 def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
     """Every fit of a seed: fits on the whole consortium first, as they take longest."""
-    whole = [PRETRAINING] if any(adapts(name) for name in models) else []
-    whole += [name for name in models if method(name).SCOPE == "consortium"]
+    pretraining = [PRETRAINING] if any(adapts(name) for name in models) else []
+    whole = [name for name in models if method(name).SCOPE == "consortium"]
     by_hospital = [name for name in models if method(name).SCOPE == "hospital"]
+    if plan.alone:
+        by_hospital = pretraining + by_hospital
+    else:
+        whole = pretraining + whole
     return [FitUnit(plan, name, seed, WHOLE_CONSORTIUM) for name in whole] + [
         FitUnit(plan, name, seed, hospital) for name in by_hospital for hospital in hospitals
     ]

@@ -14,9 +14,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import click
 import typer
+import typer.core
 
 from shared_model.errors import TemptError, of_the_system
 from sim.commands import data, recommend, simulate
+
+typer.core.HAS_RICH = False  # else plain help shows its default values behind a backslash
 
 app = typer.Typer(
     no_args_is_help=True,

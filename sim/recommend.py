@@ -69,7 +69,8 @@ def recommend(
         procedures=CodeSets.of([sorted({vocabulary.position("procedures", code) for code in procedures})]),
         medications=CodeSets.of([[]]),
     )
-    plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None)
+    alone = config["mode"] == "local"
+    plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, alone=alone)
     whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
     unit = FitUnit(plan, model, seed, whose)
     if adapts(model) and unit.needs is not None and not unit.needs.tensors_file.exists():

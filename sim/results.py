@@ -50,8 +50,8 @@ def _seed(name: str, seed: int, done: Mapping[FitUnit, Mapping[str, Any]]) -> di
         "evaluation": round(sum(fit["seconds"]["evaluation"] for fit in fits), 3),
     }
     if adapts(name):
-        pretraining = next(result for unit, result in done.items() if (unit.model, unit.seed) == (PRETRAINING, seed))
-        seconds = {"pretraining": pretraining["seconds"]["fit"]} | seconds
+        fits_before = [result for unit, result in done.items() if (unit.model, unit.seed) == (PRETRAINING, seed)]
+        seconds = {"pretraining": round(sum(fit["seconds"]["fit"] for fit in fits_before), 3)} | seconds
     content: dict[str, Any] = {
         "hospitals": dict(sorted(hospitals.items(), key=lambda item: int(item[0]))),
         "hospital_mean": hospital_mean(hospitals),

@@ -46,6 +46,7 @@ class Plan:
     Attributes:
         threads: of a fit on the whole consortium; a hospital's fit has one.
         hospitals: the hospitals that take part, all of the dataset's if None.
+        alone: each hospital pretrains on its own records, instead of one place on all hospitals'.
         digest: of the dataset with these hospitals, which must not change while the run is at work.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     threads: int
     save_scores: bool
     hospitals: tuple[int, ...] | None
+    alone: bool = False
     digest: str | None = None
 
 
@@ -88,7 +90,8 @@ class FitUnit:
     @property
     def needs(self) -> FitUnit | None:
         """The pretraining that the method adapts."""
-        return FitUnit(self.plan, PRETRAINING, self.seed, WHOLE_CONSORTIUM) if adapts(self.model) else None
+        whose = self.hospital if self.plan.alone else WHOLE_CONSORTIUM
+        return FitUnit(self.plan, PRETRAINING, self.seed, whose) if adapts(self.model) else None
 
     @property
     def tensors_file(self) -> Path:
@@ -125,6 +128,8 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
     dataset, split = _split(unit.plan.dataset, unit.plan.hospitals, unit.seed, unit.plan.device)
     if unit.plan.digest not in (None, dataset.digest):
         raise TemptError(f"{unit.plan.dataset}: was replaced while the run was at work; begin another run with it")
+    if unit.hospital != WHOLE_CONSORTIUM:
+        split = split.of_hospital(unit.hospital)
     context = context_of(dataset.vocabulary, unit, emit)
     began = time.monotonic()
     if unit.model == PRETRAINING:
@@ -213,8 +218,6 @@ def _pretrain(split: Split, context: Context) -> Fitted:
 def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: float) -> tuple[Fitted, dict[str, Any]]:
     functions = method(unit.model)
     training, validation, test = split.train, split.validation, split.test
-    if unit.hospital != WHOLE_CONSORTIUM:
-        training, validation, test = (part.of_hospital(unit.hospital) for part in (training, validation, test))
     if unit.trial:
         # every epoch's score is wanted: patience never strikes
         tuning = context.settings.tuning
@@ -223,9 +226,8 @@ def _fit_and_evaluate(unit: FitUnit, split: Split, context: Context, began: floa
     fitted = functions.fit(training, validation, context)
     fit, tuned = _seconds(began, fitted), time.monotonic()
     hospitals = {}
-    everyone = sorted({*split.train.hospitals, *split.validation.hospitals, *split.test.hospitals})
-    names = everyone if unit.hospital == WHOLE_CONSORTIUM else [unit.hospital]
-    for hospital in names:
+    everyone = sorted({*training.hospitals, *validation.hospitals, *test.hospitals})
+    for hospital in everyone if unit.hospital == WHOLE_CONSORTIUM else [unit.hospital]:
         hospitals[str(hospital)] = _evaluate(unit, fitted.tensors, hospital, test.of_hospital(hospital), context)
     evaluation = round(time.monotonic() - tuned, 3)
     measured = {"hospitals": hospitals, "seconds": {"fit": fit, "evaluation": evaluation}}

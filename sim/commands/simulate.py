@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -28,28 +28,21 @@ def _group() -> None:
     """Simulate a consortium of hospitals on one machine."""
 
 
-@app.command("centralized")
-def centralized(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A raw eICU directory or a dataset directory.", show_default="a small synthetic consortium"),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/centralized"),
-    models: Annotated[str, typer.Option(help="Rows of the table, with commas between them.", show_default="all")] = "",
-    preset: Annotated[str, typer.Option(help="Settings to start from: paper or released.")] = "paper",
-    seeds: Annotated[str, typer.Option(help="Seeds of split and training; the paper has 42,43,44,45,46.")] = "42",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting, such as tuning.epochs=5.")
-    ] = None,
-    hospitals: Annotated[str, typer.Option(help="Only these hospitals, with commas.", show_default="all")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+def _fits(
+    context: typer.Context,
+    data: options.Data = None,
+    out: options.Out = None,
+    models: options.Models = "",
+    preset: options.Preset = "paper",
+    seeds: options.Seeds = "42",
+    device: options.Device = "auto",
+    set_: options.Set = None,
+    hospitals: options.Hospitals = "",
+    resume: options.Resume = False,
     force: options.Force = False,
-    save_scores: Annotated[
-        bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")
-    ] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads in all.", show_default="the machine's cores")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of a fit on all hospitals together.")] = 1,
+    save_scores: options.SaveScores = False,
+    jobs: options.Jobs = None,
+    threads: options.Threads = 1,
     min_records: options.MinRecords = None,
     top_medications: options.TopMedications = 300,
     top_procedures: options.TopProcedures = 1000,
@@ -58,10 +51,6 @@ def centralized(
     leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
     leave_out_cancelled_orders: options.LeaveOutCancelled = False,
 ) -> None:
-    """Pretrain on all hospitals in one place, tune for each, and print the table of results.
-
-    Example: tempt simulate centralized --data eicu/ --seeds 42,43,44,45,46 --out runs/eicu
-    """
     from hospital_client.preparation import source_digests
     from shared_model.records import Dataset, read_dataset
     from shared_model.settings import resolve
@@ -74,6 +63,8 @@ def centralized(
     from sim.results import table
     from sim.workers import usable_cores
 
+    mode: Literal["centralized", "local"] = "local" if context.info_name == "local" else "centralized"
+    out = Path("runs", mode) if out is None else out
     if resume and force:
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
     if force and data is not None and data.resolve().is_relative_to(out.resolve()):
@@ -99,6 +90,7 @@ def centralized(
             f"--data {data}: is a dataset; --min-records and other options of `tempt prepare` go with raw tables"
         )
     request = central.Request(
+        mode=mode,
         run=out,
         data="" if data is None else str(data),
         preparation=None if ready else preparation.model_dump(),
@@ -138,6 +130,18 @@ def centralized(
             content = central.simulate(request, source, dataset, display)
     print("\n".join(table(content)))
     print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+
+
+_CENTRALIZED = """Pretrain on all hospitals in one place, tune for each, and print the table of results.
+
+Example: tempt simulate centralized --data eicu/ --seeds 42,43,44,45,46 --out runs/eicu
+"""
+_LOCAL = """Let each hospital pretrain on its own records alone, tune, and print the table of results.
+
+Example: tempt simulate local --data eicu/ --models tempt --out runs/eicu-local
+"""
+app.command("centralized", help=_CENTRALIZED)(_fits)
+app.command("local", help=_LOCAL)(_fits)
 
 
 def _prepare(data: Path | None, place: Path, preparation: PreparationOptions, display: Display) -> None:

@@ -134,6 +134,7 @@ def test_help_of_simulate_names_every_option_of_the_design(capsys: Capture) -> N
     wanted = ["data", "out", "models", "preset", "seeds", "device", "set", "resume", "force", "save-scores", "jobs"]
     wanted += ["min-records", "top-medications"]
     assert [name for name in wanted if f"--{name}" not in text] == []
+    assert "\\" not in text
 
 
 # ------------------------------------------------------------------------------------------------ options
