@@ -108,7 +108,11 @@ class PretrainingTask:
 
     def score(self) -> float:
         """The mean PRAUC of the validation records' masked diagnoses among the codes not shown (Section 4.1.3)."""
-        return self._validation.score(self.module)
+        return self.score_sum() / max(self.validation_records, 1)
+
+    def score_sum(self) -> float:
+        """The same before the division: hospitals add sums and counts up, so that a record counts alike everywhere."""
+        return self._validation.score_sum(self.module)
 
 
 class _HiddenDiagnoses:
@@ -122,7 +126,7 @@ class _HiddenDiagnoses:
         self._width = rows.diagnoses
 
     @torch.no_grad()
-    def score(self, network: PretrainingNetwork) -> float:
+    def score_sum(self, network: PretrainingNetwork) -> float:
         total = 0.0
         for index in torch.arange(len(self._sets), device=self._sets.codes.device).split(_EVALUATION_BATCH):
             sets = self._sets.select(index)
@@ -133,4 +137,4 @@ class _HiddenDiagnoses:
             labels = masked_labels(sets, masked, self._width)
             shown = masked_labels(sets, ~masked, self._width) > 0
             total += float(average_precision(logits.masked_fill(shown, -torch.inf), labels).sum())
-        return total / max(len(self._sets), 1)
+        return total

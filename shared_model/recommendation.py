@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +74,7 @@ class Fitted:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Method(Protocol):
     """The contract of a method's file, as a type."""
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from shared_model.errors import TemptError
 from shared_model.files import write_text
+from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
 from shared_model.settings import Settings
@@ -21,7 +22,7 @@ from sim.display import Display
 from sim.methods import adapts, method
 from sim.results import write_results
 from sim.run_directory import versions
-from sim.units import PRETRAINING, FitUnit, Plan, fit_unit
+from sim.units import FitUnit, Plan, fit_unit
 from sim.workers import run_units
 
 
@@ -112,7 +113,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         digest=dataset.digest,
     )
     units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
-    done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.result()) is not None}
+    done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.files.read()) is not None}
     history = _History(request.run / "history.jsonl")
     history.rewrite(done)
 
@@ -130,7 +131,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     trials = []
     if request.settings.tuning.selection == "common":
         trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
-        done.update({trial: result for trial in trials if (result := trial.result()) is not None})
+        done.update({trial: result for trial in trials if (result := trial.files.read()) is not None})
     display.begin(len(units) + len(trials), len(done))
     if trials:
         units = _with_common_epochs(units, trials, done, run)

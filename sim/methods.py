@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
-import shared_model.adaptation
 import sim.baselines
+from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError, unknown
 from shared_model.recommendation import Method
 
@@ -19,13 +19,13 @@ _ORDER = ("frequency", "hospital-frequency", "full-train", "single-train", "fine
 
 def method_names() -> list[str]:
     """The methods' names as commands and results spell them, in the order of the table."""
-    found = [name for package in (sim.baselines, shared_model.adaptation) for name in _found(package.__path__[0])]
+    found = [*_baselines(), *adaptations()]
     return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else -1, name))
 
 
 def adapts(name: str) -> bool:
     """Whether a method starts from the pretrained encoder."""
-    return name in _found(shared_model.adaptation.__path__[0])
+    return name in adaptations()
 
 
 def method(name: str) -> Method:
@@ -36,8 +36,9 @@ def method(name: str) -> Method:
     """
     if name not in method_names():
         raise unknown("model", name, method_names())
-    package = shared_model.adaptation if adapts(name) else sim.baselines
-    return cast(Method, importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}"))
+    if adapts(name):
+        return adaptation(name)
+    return cast(Method, importlib.import_module(f"{sim.baselines.__name__}.{name.replace('-', '_')}"))
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -50,5 +51,5 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 @cache
-def _found(folder: str) -> tuple[str, ...]:
-    return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([folder]))
+def _baselines() -> tuple[str, ...]:
+    return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(sim.baselines.__path__))

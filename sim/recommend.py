@@ -73,9 +73,11 @@ def recommend(
     plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, alone=alone)
     whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
     unit = FitUnit(plan, model, seed, whose)
-    if adapts(model) and unit.needs is not None and not unit.needs.tensors_file.exists():
-        raise TemptError(f"{unit.needs.tensors_file}: no such checkpoint; the run is not complete, go on with --resume")
-    tensors, _ = checkpoint.load(unit.tensors_file)
+    if adapts(model) and unit.needs is not None and not unit.needs.files.tensors.exists():
+        raise TemptError(
+            f"{unit.needs.files.tensors}: no such checkpoint; the run is not complete, go on with --resume"
+        )
+    tensors, _ = checkpoint.load(unit.files.tensors)
     row = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0]
     above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32
     answer = [

@@ -10,9 +10,10 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from shared_model.files import write_json
+from shared_model.fitting import PRETRAINING
 from shared_model.metrics import METRICS, hospital_mean, record_mean
 from sim.methods import adapts, method
-from sim.units import PRETRAINING, FitUnit
+from sim.units import FitUnit
 
 RESULTS = "results.json"
 

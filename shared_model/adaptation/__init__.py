@@ -1,1 +1,28 @@
-"""The ways to adapt the pretrained encoder to a hospital, one file each; a file put here is found by being here."""
+"""Ways to adapt the pretrained encoder to one hospital: one file a method, found by being there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import cast
+
+from shared_model.errors import unknown
+from shared_model.recommendation import Method
+
+
+@cache
+def adaptations() -> tuple[str, ...]:
+    """The methods' names as commands and results spell them."""
+    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
+
+
+def adaptation(name: str) -> Method:
+    """The functions of a method.
+
+    Raises:
+        TemptError: no file has that name.
+    """
+    if name not in adaptations():
+        raise unknown("adaptation", name, adaptations())
+    return cast(Method, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

@@ -16,11 +16,12 @@ from torch import Tensor
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.encoder import MedicalEncoder
+from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted
 from shared_model.records import CodeSets, RecordSet, Split
 from sim.methods import adapts, chosen, method, method_names
-from sim.units import PRETRAINING, FitUnit, Plan, fit_unit
+from sim.units import FitUnit, Plan, fit_unit
 from tests import oracles
 from tests.sim import consortium
 
@@ -233,7 +234,7 @@ def test_units_of_a_poisoned_dataset_learn_the_same_weights(tmp_path: Path) -> N
         ]
         for unit in units:
             fit_unit(unit, lambda row: None)
-        found.append({unit.model: checkpoint.load(unit.tensors_file)[0] for unit in units})
+        found.append({unit.model: checkpoint.load(unit.files.tensors)[0] for unit in units})
     clean, other = found
     del clean["hospital-frequency"]["rates"], other["hospital-frequency"]["rates"]
     for model in clean:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
+from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import Settings
 from sim.methods import method, method_names
 from sim.results import table, write_results
-from sim.units import PRETRAINING, FitUnit, Plan
+from sim.units import FitUnit, Plan
 
 ABOUT = {"mode": "centralized", "dataset": {"hospitals": 3, "records": 99}}
 PLAN = Plan(Path("run"), Path("dataset"), Settings(), "cpu", 1, save_scores=False, hospitals=None)

@@ -16,12 +16,12 @@ from sklearn.metrics import average_precision_score
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
+from shared_model.fitting import PRETRAINING, seconds_of
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Fitted
 from shared_model.settings import Settings
-from sim import units
 from sim.methods import method
-from sim.units import PRETRAINING, FitUnit, Plan, context_of, fit_unit
+from sim.units import FitUnit, Plan, context_of, fit_unit
 from tests.sim import consortium
 
 DATASET = consortium.make_dataset()
@@ -47,13 +47,13 @@ def test_files_of_a_unit_are_its_seeds_models_and_hospitals() -> None:
     plan = Plan(Path("run"), Path("dataset"), Settings(), "cpu", 3, save_scores=False, hospitals=None)
     whole, own = FitUnit(plan, "full-train", 42, WHOLE_CONSORTIUM), FitUnit(plan, "tempt", 43, 8)
     trial = FitUnit(plan, "tempt", 43, 8, trial=True)
-    assert [str(unit.tensors_file) for unit in (whole, own, trial)] == [
+    assert [str(unit.files.tensors) for unit in (whole, own, trial)] == [
         "run/checkpoints/seed-42/full-train.safetensors",
         "run/checkpoints/seed-43/tempt/8.safetensors",
         "run/checkpoints/seed-43/tempt/8.trial.safetensors",
     ]
-    assert str(own.result_file) == "run/checkpoints/seed-43/tempt/8.json"
-    assert str(own.partial_file) == "run/checkpoints/seed-43/tempt/8.partial.safetensors"
+    assert str(own.files.result) == "run/checkpoints/seed-43/tempt/8.json"
+    assert str(own.files.partial) == "run/checkpoints/seed-43/tempt/8.partial.safetensors"
     assert (whole.threads, own.threads) == (3, 1)
     assert whole.needs is None and own.needs == FitUnit(plan, PRETRAINING, 43, WHOLE_CONSORTIUM)
 
@@ -61,17 +61,17 @@ def test_files_of_a_unit_are_its_seeds_models_and_hospitals() -> None:
 def test_unit_when_done_has_written_what_it_returns(base: FitUnit) -> None:
     unit = unit_of(base, "tempt", 8)
     rows: list[dict[str, Any]] = []
-    assert unit.result() is None
+    assert unit.files.read() is None
     result = fit_unit(unit, rows.append)
-    assert json.loads(unit.result_file.read_text()) == result == unit.result()
+    assert json.loads(unit.files.result.read_text()) == result == unit.files.read()
     assert result["history"] == rows
     assert (result["model"], result["seed"], result["hospital"]) == ("tempt", 42, 8)
-    tensors, about = checkpoint.load(unit.tensors_file)
+    tensors, about = checkpoint.load(unit.files.tensors)
     assert about["best_epoch"] == result["best_epoch"] == max(rows, key=lambda row: row["score"])["epoch"]
     assert sorted(tensors)[-1] == "prompts"
     assert set(result["seconds"]) == {"fit", "evaluation"}
-    assert sorted(path.name for path in unit.tensors_file.parent.iterdir()) == ["8.json", "8.safetensors"]
-    assert unit.tensors_file.parent.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in unit.files.tensors.parent.iterdir()) == ["8.json", "8.safetensors"]
+    assert unit.files.tensors.parent.stat().st_mode & 0o077 == 0
 
 
 def test_unit_gives_the_tensors_of_its_method_on_its_hospitals_split(base: FitUnit) -> None:
@@ -81,7 +81,7 @@ def test_unit_gives_the_tensors_of_its_method_on_its_hospitals_split(base: FitUn
     fitted = method("tempt").fit(
         split.train.of_hospital(21), split.validation.of_hospital(21), context_of(DATASET.vocabulary, unit)
     )
-    tensors, _ = checkpoint.load(unit.tensors_file)
+    tensors, _ = checkpoint.load(unit.files.tensors)
     assert all(torch.equal(tensors[name], fitted.tensors[name]) for name in fitted.tensors)
 
 
@@ -124,9 +124,9 @@ def test_trial_scores_every_epoch_and_keeps_nothing(base: FitUnit) -> None:
     result = fit_unit(unit, lambda row: None)
     assert [row["epoch"] for row in result["history"]] == list(range(1, 10))
     assert all(isinstance(row["score"], float) for row in result["history"])
-    assert checkpoint.load(unit.tensors_file)[0] == {} and "hospitals" not in result
-    assert unit.result() is not None
-    assert FitUnit(plan, "finetune-freeze", 42, 3).result() is None
+    assert checkpoint.load(unit.files.tensors)[0] == {} and "hospitals" not in result
+    assert unit.files.read() is not None
+    assert FitUnit(plan, "finetune-freeze", 42, 3).files.read() is None
 
 
 def test_unit_for_chosen_epochs_fits_for_so_many(base: FitUnit) -> None:
@@ -138,7 +138,7 @@ def test_unit_of_some_hospitals_learns_from_their_records_alone(base: FitUnit) -
     plan = Plan(base.plan.run / "some", base.plan.dataset, base.plan.settings, "cpu", 1, False, hospitals=(3, 21))
     fit_unit(unit := FitUnit(plan, "frequency", 42, WHOLE_CONSORTIUM), lambda row: None)
     train = DATASET.of_hospitals([3, 21]).split(42).train
-    tensors, _ = checkpoint.load(unit.tensors_file)
+    tensors, _ = checkpoint.load(unit.files.tensors)
     assert torch.equal(tensors["rate"], train.medications.multi_hot(consortium.MEDICATIONS).double().mean(0))
 
 
@@ -146,10 +146,10 @@ def test_unit_of_some_hospitals_learns_from_their_records_alone(base: FitUnit) -
 def test_result_of_a_unit_with_a_damaged_file_is_refused(base: FitUnit, suffix: str) -> None:
     unit = unit_of(base, "single-train", 3)
     fit_unit(unit, lambda row: None)
-    path = unit.tensors_file.with_name(f"3{suffix}")
+    path = unit.files.tensors.with_name(f"3{suffix}")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(TemptError, match=f"single-train/3{suffix}") as caught:
-        unit.result()
+        unit.files.read()
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -157,8 +157,8 @@ def test_result_of_a_unit_with_a_damaged_file_is_refused(base: FitUnit, suffix: 
 def test_unit_with_one_of_two_files_is_not_done(base: FitUnit, suffix: str) -> None:
     unit = unit_of(base, "single-train", 8)
     fit_unit(unit, lambda row: None)
-    unit.tensors_file.with_name(f"8{suffix}").unlink()
-    assert unit.result() is None
+    unit.files.tensors.with_name(f"8{suffix}").unlink()
+    assert unit.files.read() is None
 
 
 def test_unit_on_a_dataset_that_was_replaced_is_refused(base: FitUnit) -> None:
@@ -169,5 +169,5 @@ def test_unit_on_a_dataset_that_was_replaced_is_refused(base: FitUnit) -> None:
 
 def test_fit_seconds_after_a_resumption_count_the_epochs_before_it() -> None:
     history = [{"seconds": 40.0}, {"seconds": 60.0}]
-    assert units._seconds(time.monotonic() - 1, Fitted({}, history)) == 100.0
-    assert units._seconds(time.monotonic() - 200, Fitted({}, history)) >= 200
+    assert seconds_of(time.monotonic() - 1, Fitted({}, history)) == 100.0
+    assert seconds_of(time.monotonic() - 200, Fitted({}, history)) >= 200

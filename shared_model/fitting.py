@@ -1,0 +1,152 @@
+"""One fit in a run directory: its files, its metrics on test records, and what it leaves (Section 4.1.4).
+
+A fit's result is two files: tensors (`.safetensors`), then what was measured (`.json`), which says that it is done.
+While it runs, a long fit keeps its state in `.partial.safetensors`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shared_model import checkpoint
+from shared_model.batching import TokenRows
+from shared_model.encoder import MedicalEncoder
+from shared_model.files import read_json, replacing, write_json
+from shared_model.metrics import record_metrics
+from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.recommendation import Context, Fitted, Method
+from shared_model.records import RecordSet, Split
+from shared_model.settings import Settings
+
+PRETRAINING = "pretraining"
+"""Stands for a model's name where a fit is the pretraining that models adapt."""
+
+
+class FitFiles(NamedTuple):
+    """Where a fit of a run directory is kept."""
+
+    tensors: Path
+    result: Path
+    partial: Path
+
+    @staticmethod
+    def of(run: Path, seed: int, model: str, hospital: int, *, trial: bool = False) -> FitFiles:
+        folder = run / "checkpoints" / f"seed-{seed}"
+        stem = folder / model if hospital == WHOLE_CONSORTIUM else folder / model / str(hospital)
+        name = f"{stem.name}{'.trial' if trial else ''}"
+        return FitFiles(*(stem.with_name(name + kind) for kind in (".safetensors", ".json", ".partial.safetensors")))
+
+    def read(self) -> dict[str, Any] | None:
+        """What the fit left, or None if it is not done.
+
+        Raises:
+            TemptError: a file of it is damaged.
+        """
+        if not self.result.exists() or not self.tensors.exists():
+            return None
+        checkpoint.load(self.tensors)
+        return read_json(self.result)
+
+    def write(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Keep what a fit leaves, and forget the state that it had on the way."""
+        self.tensors.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        checkpoint.save(self.tensors, tensors, about, durable=False)
+        write_json(self.result, dict(result), durable=False)
+        self.partial.unlink(missing_ok=True)
+
+
+def scores_file(run: Path, seed: int, model: str, hospital: int) -> Path:
+    """Where `--save-scores` keeps a hospital's test records with labels and scores."""
+    return run / "scores" / model / f"seed-{seed}" / f"{hospital}.parquet"
+
+
+def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: torch.device) -> MedicalEncoder:
+    """The encoder of a pretraining checkpoint, without the heads that only pretraining needs."""
+    return _encoder(path, stamp_of(path), settings, rows, device)
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Tells a file from another one that took its name."""
+    found = path.stat() if path.exists() else None
+    return () if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)
+def _encoder(
+    path: Path, stamp: tuple[int, ...], settings: Settings, rows: TokenRows, device: torch.device
+) -> MedicalEncoder:
+    tensors, _ = checkpoint.load(path, device)
+    encoder = MedicalEncoder(settings.encoder, rows).to(device)
+    prefix = "encoder."
+    checkpoint.load_module(
+        encoder, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path
+    )
+    return encoder.eval()
+
+
+def fit_and_evaluate(
+    model: str, functions: Method, split: Split, context: Context, *, run: Path | None = None
+) -> tuple[Fitted, dict[str, Any]]:
+    """Fit a method to training records and measure it on each hospital's test records.
+
+    Args:
+        run: the run directory that keeps the scores, if they are to be kept.
+    """
+    began = time.monotonic()
+    fitted = functions.fit(split.train, split.validation, context)
+    fit, tuned = seconds_of(began, fitted), time.monotonic()
+    hospitals = {}
+    everyone = sorted({*split.train.hospitals, *split.validation.hospitals, *split.test.hospitals})
+    for hospital in everyone if context.hospital == WHOLE_CONSORTIUM else [context.hospital]:
+        scores = None if run is None else scores_file(run, context.seed, model, hospital)
+        test = split.test.of_hospital(hospital)
+        hospitals[str(hospital)] = _evaluate(functions, fitted.tensors, test, context, scores)
+    evaluation = round(time.monotonic() - tuned, 3)
+    measured: dict[str, Any] = {"hospitals": hospitals, "seconds": {"fit": fit, "evaluation": evaluation}}
+    if not len(split.validation) and context.epochs is None and fitted.history:
+        measured["selected"] = "last epoch, for want of a validation record"
+    return fitted, measured
+
+
+def seconds_of(began: float, fitted: Fitted) -> float:
+    """How long a fit took; the epochs from before a resumption stand in its history alone."""
+    in_history = float(sum(row["seconds"] for row in fitted.history))
+    return round(max(time.monotonic() - began, in_history), 3)
+
+
+def _evaluate(
+    functions: Method, tensors: Mapping[str, Tensor], test: RecordSet, context: Context, scores: Path | None
+) -> dict[str, float]:
+    if not len(test):
+        return {"records": 0, "prauc": 0.0, "jaccard": 0.0, "f1": 0.0, "medications": 0.0}
+    probabilities = functions.probabilities(tensors, test, context)
+    if scores is not None:
+        _write_scores(scores, test, probabilities)
+    labels = test.medications.multi_hot(context.medications)
+    metrics = record_metrics(probabilities, labels, context.settings.evaluation.threshold)
+    return {"records": len(test), **metrics.means()}
+
+
+def _write_scores(path: Path, test: RecordSet, probabilities: Float[Tensor, "records medications"]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    width = probabilities.shape[1]
+    offsets = torch.arange(len(test) + 1, dtype=torch.int32) * width
+    table = pa.table(
+        {
+            "patientunitstayid": pa.array(test.stay.cpu().numpy(), pa.int64()),
+            "labels": pa.array(test.medications.lists(), pa.list_(pa.int32())),
+            "scores": pa.ListArray.from_arrays(offsets.numpy(), probabilities.float().cpu().numpy().ravel()),
+        }
+    )
+    with replacing(path, durable=False) as beside:
+        pq.write_table(table, beside, compression="zstd")
