@@ -10,6 +10,15 @@ from difflib import get_close_matches
 class TemptError(Exception):
     """A mistake of the user's: one line that says what was found, what was expected and what to do."""
 
+    status = 2
+    """The exit status of the command that it ends."""
+
+
+class TooFewHospitals(TemptError):
+    """A federation has fewer hospitals than its quorum."""
+
+    status = 3
+
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     """The error for a name that is not among the known ones: it lists them and points to the nearest.

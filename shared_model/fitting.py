@@ -57,9 +57,24 @@ class FitFiles(NamedTuple):
         checkpoint.load(self.tensors)
         return read_json(self.result)
 
-    def write(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Keep what a fit leaves, and forget the state that it had on the way."""
-        self.tensors.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def keep(
+        self, model: str, context: Context, fitted: Fitted, measured: Mapping[str, Any], began: float
+    ) -> dict[str, Any]:
+        """Write what a fit leaves, forget the state that it had on the way, and return its result.
+
+        Args:
+            began: when the fit did, by `time.monotonic`.
+        """
+        about: dict[str, Any] = {"model": model, "seed": context.seed, "hospital": context.hospital}
+        about |= {"best_epoch": fitted.best_epoch} | fitted.about
+        result: dict[str, Any] = (
+            about | {"seconds": {"fit": seconds_of(began, fitted)}} | dict(measured) | {"history": fitted.history}
+        )
+        self.keep_tensors(fitted.tensors, about, result)
+        return result
+
+    def keep_tensors(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Write tensors, then the result that says that the fit is done."""
         checkpoint.save(self.tensors, tensors, about, durable=False)
         write_json(self.result, dict(result), durable=False)
         self.partial.unlink(missing_ok=True)

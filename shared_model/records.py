@@ -135,6 +135,9 @@ class Split:
     def of_hospital(self, hospital: int) -> Split:
         return Split(*(part.of_hospital(hospital) for part in (self.train, self.validation, self.test)))
 
+    def to(self, device: torch.device) -> Split:
+        return Split(*(part.to(device) for part in (self.train, self.validation, self.test)))
+
 
 def split_records(records: RecordSet, seed: int, *, by_patient: bool = False) -> Split:
     """Divide each hospital's records by the SHA-256 of `seed:hospital:stay`: 80% train, 10% validate, the rest test.

@@ -93,8 +93,8 @@ def train(
         progress, best = _restore(resume, parameters, optimizer)
     saved = time.monotonic()
     steps_an_epoch = -(-task.records // settings.batch_size)
-    last = epochs if epochs is not None else max(settings.epochs, -(-settings.least_steps // steps_an_epoch))
-    while progress.epoch < last and not (selects and _out_of_patience(progress, settings)):
+    last = epochs if epochs is not None else most_epochs(settings, task.records)
+    while progress.epoch < last and not (selects and out_of_patience(progress, settings)):
         began = time.monotonic()
         epoch = progress.epoch + 1
         loss = run_epoch(task, optimizer, settings.batch_size, seed, purpose, hospital, epoch, device)
@@ -162,7 +162,14 @@ def run_epoch(
     return float(total) / task.records
 
 
-def _out_of_patience(progress: Progress, settings: OptimizationSettings) -> bool:
+def most_epochs(settings: OptimizationSettings, records: int) -> int:
+    """The epochs that a training lasts at most."""
+    steps_an_epoch = max(1, -(-records // settings.batch_size))
+    return max(settings.epochs, -(-settings.least_steps // steps_an_epoch))
+
+
+def out_of_patience(progress: Progress, settings: OptimizationSettings) -> bool:
+    """Whether the best score is too long ago, in epochs (or rounds) and in steps."""
     return (
         progress.epoch - progress.best_epoch >= settings.patience
         and progress.step - progress.best_step >= settings.least_steps

@@ -39,7 +39,7 @@ class Request:
         hospitals: the hospitals that take part, all of the dataset's if None.
     """
 
-    mode: Literal["centralized", "local"]
+    mode: Literal["centralized", "local", "federated"]
     run: Path
     data: str
     preparation: Mapping[str, Any] | None
@@ -101,29 +101,19 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     Raises:
         TemptError: the run directory holds a damaged file.
     """
-    plan = Plan(
-        run=request.run,
-        dataset=directory,
-        settings=request.settings,
-        device=request.device,
-        threads=request.threads,
-        save_scores=request.save_scores,
-        hospitals=request.hospitals,
-        alone=request.mode == "local",
-        digest=dataset.digest,
-    )
+    plan = plan_of(request, directory, dataset)
     units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
     done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.files.read()) is not None}
-    history = _History(request.run / "history.jsonl")
+    history = History(request.run / "history.jsonl")
     history.rewrite(done)
 
     def on_event(unit: FitUnit, row: dict[str, Any]) -> None:
         history.append(unit, row)
-        display.epoch(_label(unit), row)
+        display.epoch(label_of(unit), row)
 
     def on_done(unit: FitUnit, result: dict[str, Any]) -> None:
         done[unit] = result
-        display.advance(_label(unit))
+        display.advance(label_of(unit))
 
     def run(wanted: list[FitUnit]) -> None:
         run_units(wanted, fit_unit, jobs=request.jobs, done=set(done), on_event=on_event, on_done=on_done)
@@ -138,18 +128,37 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     run(units)
     history.rewrite(done)
     final = {unit: done[unit] for unit in [*units, *trials]}
-    about = {
+    return write_results(request.run, about_of(request, dataset), final, request.models, request.seeds)
+
+
+def plan_of(request: Request, directory: Path, dataset: Dataset) -> Plan:
+    """What all units of a run have in common."""
+    return Plan(
+        run=request.run,
+        dataset=directory,
+        settings=request.settings,
+        device=request.device,
+        threads=request.threads,
+        save_scores=request.save_scores,
+        hospitals=request.hospitals,
+        alone=request.mode == "local",
+        digest=dataset.digest,
+    )
+
+
+def about_of(request: Request, dataset: Dataset) -> dict[str, Any]:
+    """The head of `results.json`."""
+    return {
         "mode": request.mode,
         "dataset": {
             "digest": dataset.digest,
-            "split_digests": {str(seed): _split_digest(dataset, seed) for seed in request.seeds},
+            "split_digests": split_digests(dataset, request.seeds),
             "records": len(dataset.records),
             "hospitals": len(dataset.records.hospitals),
         },
         "command": list(request.command),
         "versions": versions(),
     }
-    return write_results(request.run, about, final, request.models, request.seeds)
 
 
 def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
@@ -190,7 +199,7 @@ def _with_common_epochs(
     return chosen
 
 
-class _History:
+class History:
     """`history.jsonl`: a line an epoch. It grows as epochs end, and is put in order when a run starts or ends."""
 
     def __init__(self, path: Path) -> None:
@@ -210,14 +219,18 @@ class _History:
         return json.dumps(whose | ({"trial": True} if unit.trial else {}) | dict(row)) + "\n"
 
 
-def _split_digest(dataset: Dataset, seed: int) -> str:
+def split_digests(dataset: Dataset, seeds: Sequence[int]) -> dict[str, str]:
     """SHA-256 over which stay is in which part: equal digests mean the same train, validation and test records."""
-    split = dataset.split(seed)
-    parts = [[part.hospital.tolist(), part.stay.tolist()] for part in (split.train, split.validation, split.test)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    found = {}
+    for seed in seeds:
+        split = dataset.split(seed)
+        parts = [[part.hospital.tolist(), part.stay.tolist()] for part in (split.train, split.validation, split.test)]
+        found[str(seed)] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return found
 
 
-def _label(unit: FitUnit) -> str:
+def label_of(unit: FitUnit) -> str:
+    """A fit as a reader of the progress knows it."""
     whose = "" if unit.hospital == WHOLE_CONSORTIUM else f" of hospital {unit.hospital}"
     return f"{unit.model}{whose}, seed {unit.seed}"
 

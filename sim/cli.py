@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         path = context.command_path if context is not None else "tempt"
         return _mistake(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
     except TemptError as error:
-        return _mistake(" ".join(str(error).splitlines()))
+        return _mistake(" ".join(str(error).splitlines()), error.status)
     except (KeyboardInterrupt, click.Abort):
         print(f"interrupted{_kept(arguments)}", file=sys.stderr)
         return 130
@@ -88,9 +88,9 @@ def _kept(arguments: list[str]) -> str:
     )
 
 
-def _mistake(message: str) -> int:
+def _mistake(message: str, status: int = TemptError.status) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

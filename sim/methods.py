@@ -41,13 +41,23 @@ def method(name: str) -> Method:
     return cast(Method, importlib.import_module(f"{sim.baselines.__name__}.{name.replace('-', '_')}"))
 
 
-def chosen(names: Sequence[str]) -> list[str]:
-    """The asked-for methods in the order of the table; all of them for an empty list."""
+def chosen(names: Sequence[str], *, federated: bool = False) -> list[str]:
+    """The asked-for methods in the order of the table; all of them for an empty list.
+
+    Args:
+        federated: only those that adapt a pretrained encoder are there to choose from.
+    """
     for name in names:
         method(name)
+        if federated and not adapts(name):
+            raise TemptError(
+                f"--models {name}: pretrains nothing that could be federated; run it with `tempt simulate centralized` "
+                "and show it with --beside"
+            )
     if len(set(names)) < len(names):
         raise TemptError(f"--models {','.join(names)}: a model is named twice")
-    return [name for name in method_names() if not names or name in names]
+    known = [name for name in method_names() if adapts(name) or not federated]
+    return [name for name in known if not names or name in names]
 
 
 @cache

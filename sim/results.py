@@ -9,7 +9,8 @@ from typing import Any
 
 from scipy.stats import ttest_rel
 
-from shared_model.files import write_json
+from shared_model.errors import TemptError
+from shared_model.files import read_json, write_json
 from shared_model.fitting import PRETRAINING
 from shared_model.metrics import METRICS, hospital_mean, record_mean
 from sim.methods import adapts, method
@@ -30,7 +31,8 @@ def write_results(
     if "tempt" in models and len(seeds) > 1:
         for name in models:
             if name != "tempt":
-                content["models"][name]["paired_t_test_of_tempt"] = _t_test(content["models"], name)
+                test = _t_test(content["models"]["tempt"], content["models"][name])
+                content["models"][name]["paired_t_test_of_tempt"] = test
     write_json(run / RESULTS, content)
     return content
 
@@ -69,13 +71,13 @@ def _summary(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
-def _t_test(models: Mapping[str, Any], name: str) -> dict[str, float | None]:
+def _t_test(tempt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float | None]:
     """Two-sided p of a paired t-test over seeds, None where all differences are the same."""
     found = {}
     for metric in METRICS:
         pairs = [
-            (models["tempt"]["seeds"][seed]["hospital_mean"][metric], values["hospital_mean"][metric])
-            for seed, values in models[name]["seeds"].items()
+            (tempt["seeds"][seed]["hospital_mean"][metric], values["hospital_mean"][metric])
+            for seed, values in other["seeds"].items()
         ]
         same = len({round(a - b, 15) for a, b in pairs}) == 1
         p = None if same else float(ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue)
@@ -83,26 +85,45 @@ def _t_test(models: Mapping[str, Any], name: str) -> dict[str, float | None]:
     return found
 
 
-def table(content: Mapping[str, Any]) -> list[str]:
-    """The run's table, 79 columns: each metric's mean, the paper's beside it, deviations over seeds below."""
+def rows_beside(runs: Sequence[Path], split_digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The results of other runs, to be shown beside a run with these splits.
+
+    Raises:
+        TemptError: a directory has no results, or they stand on other records or other seeds.
+    """
+    found = []
+    for run in runs:
+        content = read_json(run / RESULTS)
+        theirs = content.get("dataset", {}).get("split_digests", {})
+        if theirs != split_digests:
+            seeds = ", ".join(theirs) or "none"
+            raise TemptError(
+                f"--beside {run}: stands on other records or seeds (its seeds: {seeds}); "
+                "make it from the same --data with the same --seeds"
+            )
+        found.append(content)
+    return found
+
+
+def table(content: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The run's table, 79 columns: each metric's mean, the paper's beside it, deviations over seeds below.
+
+    Args:
+        beside: other runs' results on the same splits, whose rows come first.
+    """
     seeds = len(next(iter(content["models"].values()))["seeds"])
     lines = [
         f"{'':24}{'PRAUC':^16}{'Jaccard':^16}{'F1':^16}{'p':>7}",
         f"{'Model':24}" + f"{'ours':>8}{'paper':>8}" * 3 + f"{'PRAUC':>7}",
         "-" * 79,
     ]
-    for name, model in content["models"].items():
-        paper = method(name).PAPER
-        ours = [model["summary"][metric] for metric in METRICS]
-        theirs = [paper.get(metric, (None, None)) for metric in METRICS]
-        cells = "".join(f"{o['mean']:8.4f}{_or_dash(t[0]):>8}" for o, t in zip(ours, theirs, strict=True))
-        p = model.get("paired_t_test_of_tempt", {}).get("prauc")
-        lines.append(f"{method(name).TITLE:24}{cells}{_p(p):>7}")
-        if seeds > 1:
-            cells = "".join(
-                f"{'±' + format(o['std'], '.4f'):>8}{_deviation(t[1]):>8}" for o, t in zip(ours, theirs, strict=True)
-            )
-            lines.append(f"{'':24}{cells}")
+    for run in [*beside, content]:
+        if beside:
+            lines.append(f"{run['mode']}:")
+        # rows that adapt no encoder are the same in every mode
+        names = [name for name in run["models"] if adapts(name) or run is content or run is beside[0]]
+        for name in names:
+            lines += _rows(name, run["models"][name], content["models"].get("tempt"), itself=run is content)
     lines.append("-" * 79)
     dataset = content["dataset"]
     lines.append(
@@ -111,6 +132,21 @@ def table(content: Mapping[str, Any]) -> list[str]:
     )
     if seeds > 1:
         lines.append("p: two-sided paired t-test of TEMPT's PRAUC against the row's over seeds.")
+    return lines
+
+
+def _rows(name: str, model: Mapping[str, Any], tempt: Mapping[str, Any] | None, *, itself: bool) -> list[str]:
+    """A model's line of means and, with several seeds, one of deviations."""
+    paper, seeds = method(name).PAPER, len(model["seeds"])
+    ours = [model["summary"][metric] for metric in METRICS]
+    theirs = [paper.get(metric, (None, None)) for metric in METRICS]
+    cells = "".join(f"{o['mean']:8.4f}{_or_dash(t[0]):>8}" for o, t in zip(ours, theirs, strict=True))
+    compared = tempt is not None and seeds > 1 and not (itself and name == "tempt")
+    p = _t_test(tempt, model)["prauc"] if tempt is not None and compared else None
+    lines = [f"{method(name).TITLE:24}{cells}{_p(p):>7}"]
+    if seeds > 1:
+        pairs = zip(ours, theirs, strict=True)
+        lines.append(f"{'':24}" + "".join(f"{'±' + format(o['std'], '.4f'):>8}{_deviation(t[1]):>8}" for o, t in pairs))
     return lines
 
 

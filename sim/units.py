@@ -13,7 +13,7 @@ import torch
 
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError
-from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder, seconds_of, stamp_of
+from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder, stamp_of
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.recommendation import Context, Fitted
@@ -101,11 +101,7 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
     else:
         run = unit.plan.run if unit.plan.save_scores else None
         fitted, measured = fit_and_evaluate(unit.model, method(unit.model), split, context, run=run)
-    about = {"model": unit.model, "seed": unit.seed, "hospital": unit.hospital, "best_epoch": fitted.best_epoch}
-    about |= fitted.about
-    result = about | {"seconds": {"fit": seconds_of(began, fitted)}} | measured | {"history": fitted.history}
-    unit.files.write({} if unit.trial else fitted.tensors, about, result)
-    return result
+    return unit.files.keep(unit.model, context, fitted, measured, began)
 
 
 def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) -> Context:
@@ -150,10 +146,11 @@ def _pretrain(split: Split, context: Context) -> Fitted:
 
 
 def _try(unit: FitUnit, split: Split, context: Context) -> Fitted:
-    """Every epoch's score is wanted: patience never strikes."""
+    """The scores of every epoch, as patience never strikes; nothing else is kept."""
     tuning = context.settings.tuning
     settings = context.settings.model_copy(update={"tuning": tuning.model_copy(update={"patience": sys.maxsize})})
-    return method(unit.model).fit(split.train, split.validation, replace(context, settings=settings))
+    fitted = method(unit.model).fit(split.train, split.validation, replace(context, settings=settings))
+    return replace(fitted, tensors={})
 
 
 @lru_cache(maxsize=1)
@@ -173,5 +170,4 @@ def _split_of(
     if hospitals is not None:
         dataset = dataset.of_hospitals(hospitals)
     split = dataset.split(seed)
-    where = torch.device(device)
-    return dataset, Split(split.train.to(where), split.validation.to(where), split.test.to(where))
+    return dataset, split.to(torch.device(device))

@@ -20,11 +20,15 @@ import torch
 from shared_model.errors import TemptError, of_the_system
 
 
-class Unit(Protocol):
-    """A piece of work: how many threads it takes, and the unit that must be done before it, if any."""
+class Threaded(Protocol):
+    """A piece of work: how many threads it takes."""
 
     @property
     def threads(self) -> int: ...
+
+
+class Unit(Threaded, Protocol):
+    """A piece of work of which another may need to be done before it."""
 
     @property
     def needs(self) -> Any | None: ...
@@ -64,7 +68,7 @@ def run_units(
             done.add(unit)
             on_done(unit, result)
         return
-    with _Pool(work, jobs) as pool:
+    with Pool(work, jobs) as pool:
         busy: dict[Connection, U] = {}
         while left or busy:
             free = jobs - sum(min(unit.threads, jobs) for unit in busy.values())
@@ -94,16 +98,16 @@ def run_units(
                     raise RuntimeError(f"a worker process failed:\n{content}")
 
 
-class _Pool:
+class Pool:
     """Worker processes, started when first needed and ended when the block ends."""
 
     def __init__(self, work: Work, jobs: int) -> None:
-        self._work, self._jobs = work, jobs
+        self._work, self.jobs = work, jobs
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[Connection, Any] = {}
         self.idle: list[Connection] = []
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +116,7 @@ class _Pool:
             process.join()
             connection.close()
 
-    def start(self, unit: Unit) -> Connection:
+    def start(self, unit: Threaded) -> Connection:
         if not self.idle:
             here, there = self._context.Pipe()
             process = self._context.Process(target=_worker, args=(there, self._work), daemon=True)

@@ -8,12 +8,9 @@ import sys
 # The modules that speak Flower.
 FEDERATED = {
     "hospital_client.app",
-    "hospital_client.cli",
-    "server.app",
-    "server.cli",
-    "server.rounds",
-    "server.strategy",
-    "sim.federated",
+    *(f"server.{name}" for name in ("exchange", "federation_settings", "plain_message", "rounds", "strategy")),
+    *("server.tuning", "server.validation"),
+    *("sim.federated", "sim.inprocess_grid"),
 }
 
 IMPORT_ALL = f"""

@@ -64,8 +64,8 @@ def integers(option: str, text: str) -> tuple[int, ...]:
     return numbers
 
 
-def assignments(texts: list[str]) -> dict[str, str]:
-    """`--set FIELD=VALUE` as a mapping.
+def assignments(texts: list[str], option: str = "--set", example: str = "pretraining.epochs=5") -> dict[str, str]:
+    """An option FIELD=VALUE that can be given several times, as a mapping.
 
     Raises:
         TemptError: a text has no `=`, or a field is set twice.
@@ -74,9 +74,9 @@ def assignments(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise TemptError(f"--set {text}: expected FIELD=VALUE, such as pretraining.epochs=5")
+            raise TemptError(f"{option} {text}: expected NAME=VALUE, such as {example}")
         if name.strip() in pairs:
-            raise TemptError(f"--set {name.strip()}: is set twice")
+            raise TemptError(f"{option} {name.strip()}: is set twice")
         pairs[name.strip()] = value.strip()
     return pairs
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, unknown
 from sim.commands import options
 
 if TYPE_CHECKING:
     from hospital_client.preparation_options import PreparationOptions
+    from server.federation_settings import FederationSettings
+    from shared_model.records import Dataset
     from sim.display import Display
 
 SMALL_MIN_RECORDS = 50  # the small synthetic consortium has hospitals of 60 records and more
@@ -51,8 +54,138 @@ def _fits(
     leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
     leave_out_cancelled_orders: options.LeaveOutCancelled = False,
 ) -> None:
+    _simulate(
+        "local" if context.info_name == "local" else "centralized",
+        data=data,
+        out=out,
+        models=models,
+        preset=preset,
+        seeds=seeds,
+        device=device,
+        set_=set_,
+        hospitals=hospitals,
+        resume=resume,
+        force=force,
+        save_scores=save_scores,
+        jobs=jobs,
+        threads=threads,
+        min_records=min_records,
+        top_medications=top_medications,
+        top_procedures=top_procedures,
+        split_by_patient=split_by_patient,
+        observation_window=observation_window,
+        leave_out_drug_procedures=leave_out_drug_procedures,
+        leave_out_cancelled_orders=leave_out_cancelled_orders,
+    )
+
+
+def _federated(
+    context: typer.Context,
+    data: options.Data = None,
+    out: options.Out = None,
+    models: options.Models = "",
+    preset: options.Preset = "paper",
+    seeds: options.Seeds = "42",
+    device: options.Device = "auto",
+    set_: options.Set = None,
+    hospitals: options.Hospitals = "",
+    resume: options.Resume = False,
+    force: options.Force = False,
+    save_scores: options.SaveScores = False,
+    jobs: options.Jobs = None,
+    threads: options.Threads = 1,
+    min_records: options.MinRecords = None,
+    top_medications: options.TopMedications = 300,
+    top_procedures: options.TopProcedures = 1000,
+    split_by_patient: options.SplitByPatient = False,
+    observation_window: options.ObservationWindow = None,
+    leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
+    leave_out_cancelled_orders: options.LeaveOutCancelled = False,
+    engine: Annotated[str, typer.Option(help="inprocess: this machine's own, exact and fast.")] = "inprocess",
+    strategy: Annotated[str, typer.Option(help="How updates are averaged; see the README's list.")] = "fedavg",
+    strategy_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the strategy, such as proximal_mu=0.01.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds at most.", show_default="as pretraining.epochs says")
+    ] = None,
+    local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
+    local_optimizer: Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")] = "reset",
+    fraction: Annotated[float, typer.Option(help="Share of the hospitals that train in a round.")] = 1.0,
+    quorum: Annotated[float, typer.Option(help="Share of those whose updates a round needs.")] = 0.5,
+    beside: Annotated[
+        str, typer.Option(help="Run directories whose rows are shown beside, with commas.", show_default="none")
+    ] = "",
+) -> None:
+    from server.federation_settings import federation_settings
+
+    if engine != "inprocess":
+        raise unknown("engine", engine, ["inprocess"])
+    federation = federation_settings(
+        strategy=strategy,
+        options=options.assignments(strategy_option or [], "--strategy-option", "proximal_mu=0.01"),
+        rounds=rounds,
+        local_epochs=local_epochs,
+        local_optimizer=local_optimizer,
+        fraction=fraction,
+        quorum=quorum,
+    )
+    _simulate(
+        "federated",
+        data=data,
+        out=out,
+        models=models,
+        preset=preset,
+        seeds=seeds,
+        device=device,
+        set_=set_,
+        hospitals=hospitals,
+        resume=resume,
+        force=force,
+        save_scores=save_scores,
+        jobs=jobs,
+        threads=threads,
+        min_records=min_records,
+        top_medications=top_medications,
+        top_procedures=top_procedures,
+        split_by_patient=split_by_patient,
+        observation_window=observation_window,
+        leave_out_drug_procedures=leave_out_drug_procedures,
+        leave_out_cancelled_orders=leave_out_cancelled_orders,
+        federation=federation,
+        beside=tuple(Path(run.strip()) for run in beside.split(",") if run.strip()),
+    )
+
+
+def _simulate(
+    mode: Literal["centralized", "local", "federated"],
+    *,
+    data: Path | None,
+    out: Path | None,
+    models: str,
+    preset: str,
+    seeds: str,
+    device: str,
+    set_: list[str] | None,
+    hospitals: str,
+    resume: bool,
+    force: bool,
+    save_scores: bool,
+    jobs: int | None,
+    threads: int,
+    min_records: int | None,
+    top_medications: int,
+    top_procedures: int,
+    split_by_patient: bool,
+    observation_window: float | None,
+    leave_out_drug_procedures: bool,
+    leave_out_cancelled_orders: bool,
+    federation: FederationSettings | None = None,
+    beside: tuple[Path, ...] = (),
+) -> None:
+    """Make or go on with a run directory, and print its table."""
     from hospital_client.preparation import source_digests
-    from shared_model.records import Dataset, read_dataset
+    from shared_model.records import read_dataset
     from shared_model.settings import resolve
     from shared_model.vocabulary import write_vocabulary
     from sim import centralized as central
@@ -60,10 +193,9 @@ def _fits(
     from sim.devices import pick_device
     from sim.display import Display
     from sim.methods import chosen
-    from sim.results import table
+    from sim.results import rows_beside, table
     from sim.workers import usable_cores
 
-    mode: Literal["centralized", "local"] = "local" if context.info_name == "local" else "centralized"
     out = Path("runs", mode) if out is None else out
     if resume and force:
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
@@ -96,7 +228,9 @@ def _fits(
         preparation=None if ready else preparation.model_dump(),
         settings=settings,
         preset=preset,
-        models=tuple(chosen([name.strip() for name in models.split(",") if name.strip()])),
+        models=tuple(
+            chosen([name.strip() for name in models.split(",") if name.strip()], federated=mode == "federated")
+        ),
         seeds=options.integers("--seeds", seeds),
         device=picked,
         jobs=jobs if jobs is not None else 1 if picked != "cpu" else usable_cores(),
@@ -112,7 +246,11 @@ def _fits(
             _prepare(data, directory / run_directory.DATASET, preparation, display)
         dataset = read(data if ready else directory / run_directory.DATASET)
         write_vocabulary(directory / "vocabulary.json", dataset.vocabulary)
-        return central.config_of(request, dataset, _sources(directory / run_directory.DATASET))
+        return config(dataset, _sources(directory / run_directory.DATASET))
+
+    def config(dataset: Dataset, sources: Mapping[str, str]) -> dict[str, Any]:
+        more = {} if federation is None else {"federation": federation.model_dump()}
+        return central.config_of(request, dataset, sources) | more
 
     def read(directory: Path | None) -> Dataset:
         assert directory is not None
@@ -126,9 +264,17 @@ def _fits(
             dataset = read(source)
             if resume:
                 sources = _sources(own) if ready or data is None else source_digests(data)
-                run_directory.compare(out, central.config_of(request, dataset, sources))
-            content = central.simulate(request, source, dataset, display)
-    print("\n".join(table(content)))
+                run_directory.compare(out, config(dataset, sources))
+            others = rows_beside(beside, central.split_digests(dataset, request.seeds))
+            if federation is None:
+                content = central.simulate(request, source, dataset, display)
+            else:
+                from sim import federated
+
+                content = federated.simulate(request, federation, source, dataset, display)
+    print("\n".join(table(content, others)))
+    if federation is not None:
+        print("\n".join(["", *federated.rounds_table(content)]))
     print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
 
 
@@ -140,8 +286,13 @@ _LOCAL = """Let each hospital pretrain on its own records alone, tune, and print
 
 Example: tempt simulate local --data eicu/ --models tempt --out runs/eicu-local
 """
+_FEDERATED = """Pretrain in rounds in which hospitals send tensors and no record, tune, and print the table of results.
+
+Example: tempt simulate federated --data eicu/ --beside runs/eicu,runs/eicu-local --out runs/eicu-federated
+"""
 app.command("centralized", help=_CENTRALIZED)(_fits)
 app.command("local", help=_LOCAL)(_fits)
+app.command("federated", help=_FEDERATED)(_federated)
 
 
 def _prepare(data: Path | None, place: Path, preparation: PreparationOptions, display: Display) -> None:

@@ -1,0 +1,235 @@
+"""The Flower ClientApp of a hospital: a message in, a call, a reply out.
+
+Queries `hello`; trainings `pretrain` (a round) and `tune` (prompts, head and test metrics, once). What a reply holds is
+checked and written into the hospital's ledger before it leaves; an error leaves as its kind and place alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hospital_client import egress, local_tuning
+from hospital_client.kept_state import KeptState
+from hospital_client.local_pretraining import LocalPretraining, LocalWork
+from hospital_client.partition import Partition, read_partition
+from shared_model.batching import TokenRows
+from shared_model.pretraining import PretrainingNetwork
+from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.settings import EncoderSettings, Settings
+
+log = logging.getLogger("tempt.hospital")
+FAILED = 100  # the code of an error reply of ours; Flower's own are smaller
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hospital is.
+
+    Attributes:
+        partition: the dataset directory that holds its records.
+        folder: what the hospital keeps, in a run directory's layout.
+    """
+
+    partition: Path
+    hospital: int
+    folder: Path
+    device: str = "cpu"
+
+    def ledger(self) -> Path:
+        return self.folder / "egress" / f"{self.hospital}.jsonl"
+
+    def kept_state(self, experiment: str, seed: int) -> KeptState:
+        return KeptState(self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is to leave the hospital."""
+
+    numbers: Mapping[str, int | float]
+    arrays: Mapping[str, NDArray[np.generic]]
+    control: Mapping[str, NDArray[np.generic]]
+    texts: Mapping[str, str]
+
+
+Handler = Callable[[RecordDict, Place], Reply]
+
+
+def make_app(place_of: Callable[[Context], Place]) -> ClientApp:
+    """The ClientApp of the hospital that a context belongs to."""
+    app = ClientApp()
+
+    def answer(kind: str, handler: Handler) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            try:
+                place = place_of(context)
+                reply = handler(message.content, place)
+                return Message(_checked(kind, message.content, reply, place), reply_to=message)
+            except Exception as error:
+                log.exception("hospital could not answer %s", kind)
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                return Message(Error(code=FAILED, reason=where), reply_to=message)
+
+        return handle
+
+    app.query("hello")(answer("hello", _hello))
+    app.train("pretrain")(answer("pretrain", _pretrain))
+    app.train("tune")(answer("tune", _tune))
+    return app
+
+
+def _hello(content: RecordDict, place: Place) -> Reply:
+    """Who answers, how many records it has, and the digests that both sides compare."""
+    config = content.config_records["config"]
+    partition = _partition(place)
+    split = partition.split(_integer(config, "seed"))
+    parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
+    texts = {"vocabulary": partition.vocabulary.digest}
+    return Reply({"hospital": place.hospital, **parts}, {}, {}, texts)
+
+
+def _pretrain(content: RecordDict, place: Place) -> Reply:
+    """Score what came in, then local epochs, as the message asks."""
+    config = content.config_records["config"]
+    settings, seed = _settings(config), _integer(config, "seed")
+    local = _local_pretraining(place, settings, seed)
+    shared = _tensors(content.array_records["arrays"], place)
+    numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
+    if config["score"]:
+        score = local.score(shared)
+        numbers |= {"score-sum": score.total, "score-records": score.records}
+    if not config["train"] or not local.records:
+        return Reply(numbers, {}, {}, {})
+    work = LocalWork(
+        first_epoch=_integer(config, "first-epoch"),
+        epochs=_integer(config, "epochs"),
+        stream=WHOLE_CONSORTIUM if config["alone"] else place.hospital,
+        proximal_mu=float(cast(float, config["proximal-mu"])),
+    )
+    keeps = bool(config["keep-optimizer"])
+    server_control = _tensors(content.array_records["control"], place) if "control" in content else None
+    kept: dict[str, Tensor] | None = None
+    if keeps or server_control is not None:
+        state = place.kept_state(str(config["experiment"]), seed)
+        kept = state.of_round(_integer(config, "taken"))
+    correction = own = None
+    if server_control is not None:
+        own = {name: torch.zeros_like(c) if kept is None else kept[f"control.{name}"] for name, c in shared.items()}
+        correction = {name: server_control[name] - own[name] for name in shared}
+    update = local.train(
+        shared, work, optimizer_state=kept if keeps and kept is not None else None, correction=correction
+    )
+    control: dict[str, NDArray[np.generic]] = {}
+    if own is not None:
+        control = {name: (update.gradient[name] - own[name]).cpu().numpy() for name in own}
+    if keeps or own is not None:
+        kept_now = update.optimizer if keeps else {}
+        kept_now |= {f"control.{name}": tensor for name, tensor in update.gradient.items()}
+        state.propose(_integer(config, "round"), kept_now)
+    numbers |= {"loss": update.loss, "steps": update.steps}
+    return Reply(numbers, {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}, control, {})
+
+
+def _tune(content: RecordDict, place: Place) -> Reply:
+    """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
+    config = content.config_records["config"]
+    results = local_tuning.tune(
+        _partition(place),
+        place.folder,
+        _tensors(content.array_records["arrays"], place),
+        cast(list[str], config["models"]),
+        _settings(config),
+        _integer(config, "seed"),
+        torch.device(place.device),
+        save_scores=bool(config["save-scores"]),
+    )
+    return Reply({"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}, {}, {}, {})
+
+
+def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> RecordDict:
+    """The reply's content, once it holds nothing but what its kind allows and stands in the ledger."""
+    asked = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
+    may_hold = {name: (array.dtype, tuple(array.shape)) for name, array in asked.items()}
+    number = int(cast(int, content.config_records["config"].get("round", 0)))
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
+    for name, arrays in (("arrays", reply.arrays), ("control", reply.control)):
+        egress.check(kind, arrays, reply.numbers, reply.texts, may_hold)
+        if arrays:
+            records[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+    everything = {**reply.arrays, **{f"control/{name}": array for name, array in reply.control.items()}}
+    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts)
+    if reply.texts:
+        records["config"] = ConfigRecord(dict(reply.texts))
+    return RecordDict(records)
+
+
+def _tensors(arrays: ArrayRecord, place: Place) -> dict[str, Tensor]:
+    device = torch.device(place.device)
+    return {name: torch.from_numpy(array.numpy().copy()).to(device) for name, array in arrays.items()}
+
+
+def _settings(config: ConfigRecord) -> Settings:
+    return _parsed(str(config["settings"]))
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: str) -> Settings:
+    return Settings.model_validate_json(text)
+
+
+def _integer(config: ConfigRecord, name: str) -> int:
+    return int(cast(int, config[name]))
+
+
+def _partition(place: Place) -> Partition:
+    return read_partition(place.partition, place.hospital)
+
+
+@lru_cache(maxsize=1)
+def _network(settings: EncoderSettings, rows: TokenRows, device: str) -> PretrainingNetwork:
+    """One network for every hospital that this process works for: its tensors come with each message."""
+    unused = torch.Generator().manual_seed(0)
+    return PretrainingNetwork(settings, rows, unused, "zero").to(device)
+
+
+@lru_cache(maxsize=1)
+def _hospitals(settings: Settings, seed: int) -> dict[Place, LocalPretraining]:
+    """The hospitals that this process has worked for with these settings; they share one network."""
+    return {}
+
+
+def _local_pretraining(place: Place, settings: Settings, seed: int) -> LocalPretraining:
+    known = _hospitals(settings, seed)
+    if place not in known:
+        partition = _partition(place)
+        network = _network(settings.encoder, partition.rows, place.device)
+        known[place] = LocalPretraining(partition, network, settings.pretraining, seed)
+    return known[place]
+
+
+def _of_node(context: Context) -> Place:
+    """The place that `tempt hospital launch` and simulations write into a node's configuration."""
+    config = context.node_config
+    return Place(
+        Path(str(config["partition"])),
+        int(config["hospital-id"]),
+        Path(str(config["folder"])),
+        str(config.get("device", "cpu")),
+    )
+
+
+app = make_app(_of_node)

@@ -1,0 +1,54 @@
+"""What a federation is run with, beside the model's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from server.strategy import strategy_options
+from shared_model.errors import TemptError
+
+
+class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How rounds are run and updates are averaged."""
+
+    strategy: str = Field("fedavg", description="a strategy of Flower by name, or scaffold")
+    options: dict[str, float] = Field({}, description="the strategy's own")
+    rounds: int | None = Field(None, ge=1, description="at most; as many as give `pretraining.epochs` local epochs")
+    local_epochs: int = Field(1, ge=1, le=1000, description="passes over a hospital's records in a round")
+    local_optimizer: Literal["reset", "keep"] = Field("reset", description="Adam's moments at the start of a round")
+    fraction: float = Field(1.0, gt=0, le=1, description="of the hospitals that train in a round")
+    quorum: float = Field(0.5, gt=0, le=1, description="of those asked, whose updates a round needs")
+    timeout: float = Field(3600.0, gt=0, description="seconds that a round waits for replies")
+    largest_update: float = Field(
+        1000.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
+    )
+
+    @field_validator("strategy", "options")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        name = value if info.field_name == "strategy" else info.data.get("strategy")
+        if name is not None:
+            strategy_options(name, {} if info.field_name == "strategy" else value)
+        return value
+
+
+def federation_settings(**values: Any) -> FederationSettings:
+    """The settings, checked.
+
+    Raises:
+        TemptError: a value is out of type or bounds (all are named), or no strategy or option has that name.
+    """
+    try:
+        return FederationSettings(**values)
+    except ValidationError as error:
+        raise TemptError("; ".join(_mistake(detail) for detail in error.errors())) from None
+
+
+def _mistake(detail: Mapping[str, Any]) -> str:
+    stage, *name = (str(part) for part in detail["loc"])
+    if stage == "options" and name:
+        return f"--strategy-option {name[0]}={detail['input']}: {detail['msg']}"
+    return f"--{stage.replace('_', '-')}={detail['input']}: {detail['msg']}"

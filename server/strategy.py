@@ -1,0 +1,142 @@
+"""How updates become the next shared tensors: Flower's strategies by name, and SCAFFOLD.
+
+Mean strategies get one reply, our weighted sum of all updates in float64, taken in hospital order as they come: memory
+does not grow with hospitals. Median, trimmed mean and Krum need every update at once and ignore weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from numpy.typing import NDArray
+
+from server.plain_message import plain_message
+from shared_model.errors import TemptError, unknown
+
+Arrays = dict[str, NDArray[np.float32]]
+
+_MEANS = {
+    "fedavg": flower.FedAvg,
+    "fedprox": flower.FedProx,
+    "fedavgm": flower.FedAvgM,
+    "fedadam": flower.FedAdam,
+    "fedyogi": flower.FedYogi,
+    "scaffold": flower.FedAvg,
+}
+_WITH_ALL = {"fedmedian": flower.FedMedian, "fedtrimmedavg": flower.FedTrimmedAvg, "krum": flower.Krum}
+STRATEGIES = sorted({**_MEANS, **_WITH_ALL})
+MOST_AT_ONCE = 100
+"""Hospitals of a round whose updates a strategy may hold at once: 1.2 GB of a model of the paper's size."""
+_WEIGHT = "num-examples"
+
+
+def strategy_options(name: str, given: Mapping[str, float]) -> dict[str, float]:
+    """A strategy's options with their defaults, the given ones on top.
+
+    Raises:
+        TemptError: no strategy or option has that name.
+    """
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
+    parameters = inspect.signature(_class(name).__init__).parameters.values()
+    known = {
+        p.name: p.default
+        for p in parameters
+        if isinstance(p.default, (int, float)) and not p.name.startswith(("fraction_", "min_"))
+    }
+    for option in given:
+        if option not in known:
+            if not known:
+                raise TemptError(f"strategy '{name}' has no options; leave {option} out")
+            raise unknown(f"option of {name}", option, known)
+    return known | {option: type(known[option])(value) for option, value in given.items()}
+
+
+def proximal_mu(name: str, options: Mapping[str, float]) -> float:
+    """mu of FedProx, which hospitals apply; 0 for every other strategy."""
+    return strategy_options(name, options)["proximal_mu"] if name == "fedprox" else 0.0
+
+
+class Aggregation:
+    """One strategy over the rounds of a federation."""
+
+    def __init__(self, name: str, options: Mapping[str, float]) -> None:
+        self.name = name
+        self._strategy: Any = _class(name)(weighted_by_key=_WEIGHT, **strategy_options(name, options))
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._weight = 0
+        self._all: list[tuple[Arrays, int]] = []
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether a round's updates are all held at once."""
+        return self.name in _WITH_ALL
+
+    def add(self, update: Arrays, records: int) -> None:
+        """Take a hospital's update; the same hospitals must come in the same order for the same bits."""
+        if self.holds_all:
+            if len(self._all) == MOST_AT_ONCE:
+                raise TemptError(
+                    f"strategy '{self.name}' holds every update at once, at most {MOST_AT_ONCE}; "
+                    "use a smaller --fraction or another strategy"
+                )
+            self._all.append((update, records))
+            return
+        self._weight += records
+        for name, array in update.items():
+            weighted = array.astype(np.float64) * records
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+
+    def finish(self, number: int, current: Arrays) -> Arrays:
+        """The next shared tensors, from the updates taken since the last call and the current ones."""
+        if self.holds_all:
+            updates, self._all = self._all, []
+        else:
+            # FedAvg (McMahan et al., AISTATS 2017): the mean over records
+            mean = {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
+            updates = [(mean, self._weight)]
+            self._sums, self._weight = {}, 0
+        if self.name == "fedavgm":
+            self._strategy.current_arrays = _record(current)
+        elif hasattr(self._strategy, "current_arrays"):
+            self._strategy.current_arrays = dict(current)
+        arrays, _ = self._strategy.aggregate_train(number, [_reply(*update) for update in updates])
+        return {name: np.asarray(array.numpy(), dtype=np.float32) for name, array in arrays.items()}
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """The server optimizer's moments, for the checkpoint."""
+        found: dict[str, NDArray[np.generic]] = {}
+        for moment in ("m_t", "v_t"):
+            for name, array in (getattr(self._strategy, moment, None) or {}).items():
+                found[f"{moment}.{name}"] = array
+        for place, array in enumerate(getattr(self._strategy, "momentum_vector", None) or []):
+            found[f"momentum_vector.{place:04}"] = array
+        return found
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a checkpoint's moments."""
+        for moment in ("m_t", "v_t"):
+            named = {n.removeprefix(f"{moment}."): a for n, a in state.items() if n.startswith(f"{moment}.")}
+            if named:
+                setattr(self._strategy, moment, named)
+        vector = [state[name] for name in sorted(state) if name.startswith("momentum_vector.")]
+        if vector:
+            self._strategy.momentum_vector = vector
+
+
+def _class(name: str) -> type[Any]:
+    return cast("type[Any]", {**_MEANS, **_WITH_ALL}[name])
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def _reply(arrays: Arrays, records: int) -> Message:
+    content = RecordDict({"arrays": _record(arrays), "metrics": MetricRecord({_WEIGHT: records})})
+    return plain_message(content, "train")

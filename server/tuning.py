@@ -1,0 +1,53 @@
+"""Federated tuning: each hospital adapts the pretrained encoder by itself, and tells its test metrics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from server.exchange import Hospital, Plan, array_record, exchange, metrics_of
+from server.validation import Arrays, Rejected, number_of
+
+_TUNED = ("records", "prauc", "jaccard", "f1", "medications", "best_epoch", "seconds.fit", "seconds.evaluation")
+
+
+def tune(
+    grid: Grid,
+    plan: Plan,
+    hospitals: Sequence[Hospital],
+    shared: Arrays,
+    models: Sequence[str],
+    *,
+    save_scores: bool,
+    on_hospital: Callable[[str], None],
+) -> tuple[dict[int, dict[str, float]], dict[int, str]]:
+    """Let every hospital adapt the pretrained encoder and measure itself: one message each.
+
+    Args:
+        on_hospital: gets a label when a hospital has answered.
+
+    Returns:
+        each hospital's numbers, and why a hospital has none.
+    """
+    # Algorithm 1, lines 8-9
+    encoder = array_record({name: array for name, array in shared.items() if name.startswith("encoder.")})
+    config = plan.config(models=list(models), **{"save-scores": save_scores})
+    content = RecordDict({"arrays": encoder, "config": config})
+    timeout = plan.federation.timeout
+    messages = {h.hospital: grid.create_message(content, "train.tune", h.node, "tune", timeout) for h in hospitals}
+    found: dict[int, dict[str, float]] = {}
+    without: dict[int, str] = {}
+    by_id = {h.hospital: h for h in hospitals}
+    for hospital, reply in exchange(grid, messages, timeout):
+        try:
+            if reply is None:
+                raise Rejected("no reply")
+            metrics = metrics_of(reply, by_id[hospital], records=None)
+            wanted = [f"{model}.{name}" for model in models for name in _TUNED]
+            found[hospital] = {name: number_of(metrics, name, least=0) for name in wanted}
+        except Rejected as why:
+            without[hospital] = str(why)
+        on_hospital(f"tuning of hospital {hospital}, seed {plan.seed}")
+    return found, without

@@ -1,0 +1,112 @@
+"""A Flower Grid for one machine: it hands each message to the ClientApp itself, on worker processes of one thread.
+
+Replies don't depend on the number of processes: a hospital's answer is a function of the message and its folder alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from hospital_client.app import Place, make_app
+from server.plain_message import plain_message
+from shared_model.errors import TemptError
+from sim.workers import Emit, Pool
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message and the hospital that it is for."""
+
+    message: Message
+    place: Place
+    threads: int = 1
+
+
+def deliver(delivery: Delivery, emit: Emit | None = None) -> Message:
+    """The hospital's reply."""
+    app = make_app(lambda context: delivery.place)
+    node = delivery.message.metadata.dst_node_id
+    context = Context(run_id=0, node_id=node, node_config={}, state=RecordDict(), run_config={})
+    return app(delivery.message, context)
+
+
+class InProcessGrid(Grid):
+    """Hospitals on this machine, by node.
+
+    Args:
+        pool: does the work of `deliver`; without one it is done in this process.
+    """
+
+    def __init__(self, places: Mapping[int, Place], pool: Pool | None) -> None:
+        self._places, self._pool = places, pool
+        self._queue: deque[Delivery] = deque()
+        self._busy: list[Connection] = []
+        self._pushed = 0
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError("an in-process federation has no run of Flower's")
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError("an in-process federation has no run of Flower's")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._places)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        self._pushed += 1
+        ttl = 1e9 if ttl is None else ttl
+        return plain_message(content, message_type, dst_node_id, number=self._pushed, group=group_id, ttl=ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            self._queue.append(Delivery(message, self._places[message.metadata.dst_node_id]))
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """What has been answered; at least one reply while a message is unanswered."""
+        if self._pool is None:
+            if not self._queue:
+                return []
+            torch.set_num_threads(1)
+            return [deliver(self._queue.popleft())]
+        self._fill()
+        replies = []
+        for connection in wait(self._busy) if self._busy else ():
+            assert isinstance(connection, Connection)
+            kind, content = self._pool.receive(connection)
+            self._busy.remove(connection)
+            self._pool.idle.append(connection)
+            if kind == "mistake":
+                raise TemptError(content)
+            if kind == "defect":
+                raise RuntimeError(f"a worker process failed:\n{content}")
+            replies.append(content)
+        self._fill()
+        return replies
+
+    def _fill(self) -> None:
+        assert self._pool is not None
+        while self._queue and len(self._busy) < self._pool.jobs:
+            self._busy.append(self._pool.start(self._queue.popleft()))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        left = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while left:
+            for reply in self.pull_messages(left):
+                left.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
