@@ -1,0 +1,236 @@
+"""Replies that are wrong, missing or late: each is left out by name, and the rest is as if it had not been asked.
+
+The Grid here is the in-process one with a hand on the line: it changes or swallows what a hospital answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
+
+from hospital_client.app import Place
+from server import exchange, rounds, tuning
+from server.federation_settings import FederationSettings
+from shared_model import checkpoint
+from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.fitting import PRETRAINING, FitFiles
+from sim.federated import initial_tensors
+from sim.inprocess_grid import InProcessGrid
+from tests.sim import consortium
+
+DATASET, SETTINGS = consortium.make_dataset(), consortium.settings(pretraining__epochs="3")
+BAD = 8  # the hospital whose replies are tampered with
+Tamper = Callable[[Message], Message | None]
+
+
+class Clock:
+    """Time that passes only where the server sleeps, so that no test depends on seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class HandOnTheLine(InProcessGrid):
+    """Replies of one hospital in one round go through `tamper`; None swallows one."""
+
+    def __init__(self, places: dict[int, Place], tamper: Tamper, hospital: int = BAD, group: str = "2") -> None:
+        super().__init__(places, None)
+        self._tamper, self._hospital, self._group = tamper, hospital, group
+        self.sent: list[Message] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = []
+        for reply in super().pull_messages(message_ids):
+            if reply.metadata.src_node_id == self._hospital and reply.metadata.group_id == self._group:
+                changed = self._tamper(reply)
+                replies += [changed] if changed is not None else []
+            else:
+                replies.append(reply)
+        return replies
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
+
+
+def federate(
+    data: Path, run: Path, tamper: Tamper, *, group: str = "2", **federation: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[Any, ...]]:
+    """Pretraining and tuning; their results."""
+    places = {h: Place(data, h, run) for h in consortium.SIZES}
+    grid = HandOnTheLine(places, tamper, group=group)
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(**federation))
+    files = FitFiles.of(run, 42, PRETRAINING, 0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exchange, "time", Clock())
+        hospitals = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+        initial = initial_tensors(SETTINGS, DATASET, 42)
+        result = rounds.pretrain(grid, plan, hospitals, initial, files, lambda row: None)
+        tensors = {name: tensor.numpy() for name, tensor in checkpoint.load(files.tensors)[0].items()}
+        tuned = tuning.tune(
+            grid, plan, hospitals, tensors, ["finetune-freeze"], save_scores=False, on_hospital=lambda label: None
+        )
+    return result, tensors, tuned
+
+
+def _arrays(change: Callable[[dict[str, np.ndarray]], Any]) -> Tamper:
+    def tamper(reply: Message) -> Message:
+        arrays = {name: array.numpy().copy() for name, array in reply.content.array_records["arrays"].items()}
+        arrays = change(arrays) or arrays
+        reply.content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        return reply
+
+    return tamper
+
+
+def _numbers(**changed: Any) -> Tamper:
+    def tamper(reply: Message) -> Message:
+        numbers = dict(reply.content.metric_records["metrics"])
+        numbers |= {name.replace("_", "-"): value for name, value in changed.items()}
+        reply.content["metrics"] = MetricRecord({name: v for name, v in numbers.items() if v is not None})
+        return reply
+
+    return tamper
+
+
+def _error(code: int) -> Tamper:
+    error = Error(code, "FloatingPointError at local_pretraining.py:1")
+    return lambda reply: Message(error, metadata=reply.metadata)  # type: ignore[call-overload]
+
+
+EMBEDDING = "encoder.embedding"
+
+
+def _nan(arrays: dict[str, np.ndarray]) -> None:
+    arrays[EMBEDDING][3, 2] = np.nan
+
+
+def _infinite(arrays: dict[str, np.ndarray]) -> None:
+    arrays["mask_diagnoses.0.bias"][0] = -np.inf
+
+
+def _huge(arrays: dict[str, np.ndarray]) -> None:
+    arrays[EMBEDDING] += 1e6
+
+
+def _lying(reply: Message) -> Message:
+    """An array that says float32 and (46, 6), and holds seven numbers in double precision."""
+    record = reply.content.array_records["arrays"]
+    honest, other = record[EMBEDDING], Array(np.arange(7.0))
+    record[EMBEDDING] = Array(dtype=honest.dtype, shape=honest.shape, stype=honest.stype, data=other.data)
+    return reply
+
+
+FAULTS: dict[str, tuple[Tamper, list[str]]] = {
+    "NaN": (_arrays(_nan), [EMBEDDING, "NaN"]),
+    "infinity": (_arrays(_infinite), ["mask_diagnoses.0.bias", "infinity"]),
+    "another shape": (_arrays(lambda a: a | {EMBEDDING: a[EMBEDDING][1:]}), [EMBEDDING, "expected float32"]),
+    "a shape that broadcasts": (_arrays(lambda a: a | {EMBEDDING: a[EMBEDDING][:1]}), [EMBEDDING, "[1, 6]"]),
+    "another dtype": (_arrays(lambda a: a | {EMBEDDING: a[EMBEDDING].astype(np.float64)}), [EMBEDDING, "float64"]),
+    "a lying dtype": (_lying, [EMBEDDING, "float64[7]"]),
+    "a missing tensor": (_arrays(lambda a: {n: x for n, x in a.items() if n != EMBEDDING}), [EMBEDDING, "missing"]),
+    "an unknown tensor": (_arrays(lambda a: a | {"prompts": np.zeros(3)}), ["prompts", "unknown"]),
+    "a huge norm": (_arrays(_huge), ["norm", "expected at most"]),
+    "more records": (_numbers(num_examples=10**6), ["1000000 training records", "expected 23"]),
+    "no records": (_numbers(num_examples=None), ["num-examples", "expected a finite number"]),
+    "another hospital": (_numbers(hospital=3), ["hospital 3", "expected 8"]),
+    "a loss of NaN": (_numbers(loss=float("nan")), ["loss is nan"]),
+    "a score below zero": (_numbers(score_sum=-1.0), ["score-sum is -1.0"]),
+    "an error of its own": (_error(100), ["error 100", "FloatingPointError at local_pretraining.py:1"]),
+}
+
+
+@pytest.fixture(scope="module")
+def swallowed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same rounds without that reply."""
+    result, tensors, _ = federate(data, tmp_path_factory.mktemp("swallowed"), lambda reply: None)
+    return result, tensors
+
+
+@pytest.fixture(scope="module")
+def sound(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return federate(data, tmp_path_factory.mktemp("sound"), lambda reply: reply)[1]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_reply_is_left_out_by_name_and_changes_nothing_else(
+    data: Path,
+    tmp_path: Path,
+    swallowed: tuple[dict[str, Any], dict[str, np.ndarray]],
+    sound: dict[str, np.ndarray],
+    fault: str,
+) -> None:
+    tamper, words = FAULTS[fault]
+    result, tensors, (numbers, without) = federate(data, tmp_path, tamper)
+    part = result["hospitals"][str(BAD)]
+    assert part["taken"] == [1, 3] and part["missed"] == 0
+    (reason,) = part["rejected"]
+    assert reason.startswith("round 2: ") and all(word in reason for word in words), reason
+    assert all(p["taken"] == [1, 2, 3] and not p["rejected"] for h, p in result["hospitals"].items() if h != str(BAD))
+    assert [name for name in tensors if not np.array_equal(tensors[name], swallowed[1][name])] == []
+    assert sorted(numbers) == sorted(consortium.SIZES) and without == {}
+
+
+def test_a_missing_reply_is_counted_and_the_round_ends_in_time(
+    swallowed: tuple[dict[str, Any], dict[str, np.ndarray]], sound: dict[str, np.ndarray]
+) -> None:
+    result, tensors = swallowed
+    assert result["hospitals"][str(BAD)]["missed"] == 1
+    assert result["hospitals"][str(BAD)]["taken"] == [1, 3]
+    assert any(not np.array_equal(tensors[name], sound[name]) for name in tensors)
+
+
+def test_an_unavailable_hospital_is_missed_not_rejected(data: Path, tmp_path: Path) -> None:
+    result, _, _ = federate(data, tmp_path, _error(5))
+    assert result["hospitals"][str(BAD)] | {"missed": 1, "rejected": []} == result["hospitals"][str(BAD)]
+
+
+def test_below_the_quorum_the_round_fails_by_name(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: round 2: .*NaN"):
+        federate(data, tmp_path, FAULTS["NaN"][0], quorum=0.9)
+
+
+def test_a_hospital_whose_tuning_fails_is_named(data: Path, tmp_path: Path) -> None:
+    _, _, (numbers, without) = federate(data, tmp_path, _error(100), group="tune")
+    assert sorted(numbers) == [3, 21, 34]
+    assert without == {8: "error 100: FloatingPointError at local_pretraining.py:1"}
+
+
+def test_a_hospital_with_another_vocabulary_is_named(data: Path, tmp_path: Path) -> None:
+    places = {h: Place(data, h, tmp_path) for h in consortium.SIZES}
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings())
+    with pytest.raises(TemptError, match=r"hospital 3: its vocabulary has the digest [0-9a-f]{12}, expected ffff"):
+        exchange.greet(InProcessGrid(places, None), plan, "f" * 64)
+
+
+def test_two_nodes_of_one_hospital_are_refused(data: Path, tmp_path: Path) -> None:
+    places = {1: Place(data, 3, tmp_path), 2: Place(data, 3, tmp_path)}
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings())
+    with pytest.raises(TemptError, match="hospital 3: two nodes"):
+        exchange.greet(InProcessGrid(places, None), plan, DATASET.vocabulary.digest)
+
+
+def test_an_update_is_undone_at_a_hospital_whose_update_was_not_taken(data: Path, tmp_path: Path) -> None:
+    """Kept optimizer state: after a rejected round the hospital goes on from the state before it."""
+    bad, sound = (
+        federate(data, tmp_path / name, tamper, local_optimizer="keep")[1]
+        for name, tamper in (("bad", FAULTS["NaN"][0]), ("missed", lambda reply: None))
+    )
+    assert [name for name in bad if not np.array_equal(bad[name], sound[name])] == []
