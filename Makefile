@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt pip
 # torch first and alone: only it may come from another index, whose other packages need not be the pinned ones.
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint constraints.txt) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[report]'
+	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[ray,report]'
 	@$(PIP) check >/dev/null
 	@pwd -P > $(STAMP)
 	@echo 'Done: $(BIN)/tempt --help'

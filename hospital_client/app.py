@@ -41,12 +41,14 @@ class Place:
     Attributes:
         partition: the dataset directory that holds its records.
         folder: what the hospital keeps, in a run directory's layout.
+        threads: of torch; the last bits of what it computes depend on them.
     """
 
     partition: Path
     hospital: int
     folder: Path
     device: str = "cpu"
+    threads: int = 1
 
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
@@ -76,6 +78,7 @@ def make_app(place_of: Callable[[Context], Place]) -> ClientApp:
         def handle(message: Message, context: Context) -> Message:
             try:
                 place = place_of(context)
+                torch.set_num_threads(place.threads)
                 reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:

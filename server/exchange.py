@@ -53,14 +53,19 @@ class Plan:
         return ConfigRecord({"experiment": self.experiment, "seed": self.seed, "settings": settings, **more})
 
 
-def greet(grid: Grid, plan: Plan, vocabulary_digest: str) -> list[Hospital]:
+def greet(grid: Grid, plan: Plan, vocabulary_digest: str, *, expected: int = 1) -> list[Hospital]:
     """Every hospital that answers and holds the agreed vocabulary, by id.
+
+    Args:
+        expected: hospitals to wait for, within the federation's timeout.
 
     Raises:
         TemptError: one holds another vocabulary, or two say that they are the same.
         TooFewHospitals: none answers.
     """
-    nodes = sorted(grid.get_node_ids())
+    until = time.monotonic() + plan.federation.timeout
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
     content = RecordDict({"config": plan.config()})
     messages = {node: grid.create_message(content, "query.hello", node, "hello") for node in nodes}
     found: dict[int, Hospital] = {}

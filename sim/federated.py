@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,20 @@ from shared_model.records import Dataset
 from shared_model.settings import Settings
 from sim.centralized import History, Request, about_of, label_of, plan_of
 from sim.display import Display
-from sim.inprocess_grid import InProcessGrid, deliver
+from sim.engines import play
 from sim.results import write_results
 from sim.units import FitUnit, Plan
-from sim.workers import Pool
 
 
 def simulate(
-    request: Request, federation: FederationSettings, directory: Path, dataset: Dataset, display: Display
+    request: Request,
+    federation: FederationSettings,
+    directory: Path,
+    dataset: Dataset,
+    display: Display,
+    *,
+    engine: str = "inprocess",
+    ray_address: str | None = None,
 ) -> dict[str, Any]:
     """Do every phase of a run directory that is not done yet, and return the content of `results.json`.
 
@@ -46,19 +50,20 @@ def simulate(
         TooFewHospitals: a round or the tuning ended below the quorum.
         TemptError: the run directory holds a damaged file.
     """
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells every round what `display` tells
     plan = plan_of(request, directory, dataset)
     history = History(request.run / "history.jsonl")
     done: dict[FitUnit, dict[str, Any]] = {}
     hospitals = dataset.records.hospitals
     display.begin(len(request.seeds) * (1 + len(hospitals)), 0)
-    places = {hospital: Place(directory, hospital, request.run, request.device) for hospital in hospitals}
+    run, data = request.run.absolute(), directory.absolute()  # workers may be elsewhere
+    places = [Place(data, hospital, run, request.device) for hospital in hospitals]
     about: dict[str, Any] = {}
-    with ExitStack() as stack:
-        pool = stack.enter_context(Pool(deliver, request.jobs)) if request.jobs > 1 else None
+
+    def work(grid: Grid) -> None:
         for seed in request.seeds:
-            grid = InProcessGrid(places, pool)
             about[str(seed)] = _seed(grid, request, federation, plan, seed, dataset, history, done, display)
+
+    play(engine, places, work, jobs=request.jobs, ray_address=ray_address)
     history.rewrite(done)
     head = about_of(request, dataset) | {"federation": federation.model_dump() | {"seeds": about}}
     return write_results(request.run, head, done, request.models, request.seeds)
@@ -78,7 +83,7 @@ def _seed(
     """One seed's pretraining and tuning; `done` gets its fits. What is returned stands in `results.json`."""
     unit = FitUnit(plan, PRETRAINING, seed, WHOLE_CONSORTIUM)
     work = exchange.Plan(_experiment(request, federation, dataset), seed, request.settings, federation)
-    hospitals = exchange.greet(grid, work, dataset.vocabulary.digest)
+    hospitals = exchange.greet(grid, work, dataset.vocabulary.digest, expected=len(dataset.records.hospitals))
     result = unit.files.read()
     if result is None:
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -80,7 +79,6 @@ class InProcessGrid(Grid):
         if self._pool is None:
             if not self._queue:
                 return []
-            torch.set_num_threads(1)
             return [deliver(self._queue.popleft())]
         self._fill()
         replies = []

@@ -10,7 +10,7 @@ FEDERATED = {
     "hospital_client.app",
     *(f"server.{name}" for name in ("exchange", "federation_settings", "plain_message", "rounds", "strategy")),
     *("server.tuning", "server.validation"),
-    *("sim.federated", "sim.inprocess_grid"),
+    *("sim.engines", "sim.federated", "sim.inprocess_grid"),
 }
 
 IMPORT_ALL = f"""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shared_model.errors import TemptError, unknown
+from shared_model.errors import TemptError
 from sim.commands import options
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def _federated(
     observation_window: options.ObservationWindow = None,
     leave_out_drug_procedures: options.LeaveOutDrugProcedures = False,
     leave_out_cancelled_orders: options.LeaveOutCancelled = False,
-    engine: Annotated[str, typer.Option(help="inprocess: this machine's own, exact and fast.")] = "inprocess",
+    engine: Annotated[str, typer.Option(help="inprocess, exact and fast, or ray.")] = "inprocess",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster that sees the same files.", show_default="one on this machine")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="How updates are averaged; see the README's list.")] = "fedavg",
     strategy_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the strategy, such as proximal_mu=0.01.")
@@ -118,9 +121,9 @@ def _federated(
     ] = "",
 ) -> None:
     from server.federation_settings import federation_settings
+    from sim.engines import check_engine
 
-    if engine != "inprocess":
-        raise unknown("engine", engine, ["inprocess"])
+    check_engine(engine, ray_address)
     federation = federation_settings(
         strategy=strategy,
         options=options.assignments(strategy_option or [], "--strategy-option", "proximal_mu=0.01"),
@@ -153,6 +156,8 @@ def _federated(
         leave_out_drug_procedures=leave_out_drug_procedures,
         leave_out_cancelled_orders=leave_out_cancelled_orders,
         federation=federation,
+        engine=engine,
+        ray_address=ray_address,
         beside=tuple(Path(run.strip()) for run in beside.split(",") if run.strip()),
     )
 
@@ -181,6 +186,8 @@ def _simulate(
     leave_out_drug_procedures: bool,
     leave_out_cancelled_orders: bool,
     federation: FederationSettings | None = None,
+    engine: str = "inprocess",
+    ray_address: str | None = None,
     beside: tuple[Path, ...] = (),
 ) -> None:
     """Make or go on with a run directory, and print its table."""
@@ -271,7 +278,9 @@ def _simulate(
             else:
                 from sim import federated
 
-                content = federated.simulate(request, federation, source, dataset, display)
+                content = federated.simulate(
+                    request, federation, source, dataset, display, engine=engine, ray_address=ray_address
+                )
     print("\n".join(table(content, others)))
     if federation is not None:
         print("\n".join(["", *federated.rounds_table(content)]))

@@ -1,0 +1,84 @@
+"""The two ways to play every hospital, in process or on Ray: each gives the server's phases a Flower Grid."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hospital_client.app import Place, make_app
+from shared_model.errors import TemptError, unknown
+from sim.inprocess_grid import InProcessGrid, deliver
+from sim.workers import Pool
+
+Engine = Literal["inprocess", "ray"]
+ENGINES = ("inprocess", "ray")
+Work = Callable[[Grid], None]
+
+
+def check_engine(engine: str, ray_address: str | None) -> None:
+    """Refuse an engine that there is not, or that is not installed.
+
+    Raises:
+        TemptError: so it is.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if ray_address is not None and engine != "ray":
+        raise TemptError(f"--ray-address {ray_address}: goes with --engine ray")
+    if engine == "ray":
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            raise TemptError("--engine ray: Ray is not installed; pip install 'tempt[ray]'") from None
+
+
+def play(engine: str, places: Sequence[Place], work: Work, *, jobs: int, ray_address: str | None) -> None:
+    """Do the server's work on a Grid of these hospitals.
+
+    Args:
+        jobs: hospitals that work at once, on a thread each.
+    """
+    # It tells every round what we tell ourselves, and that what Flower 1.41 has is on its way out
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    if engine == "ray":
+        _on_ray(places, work, jobs, ray_address)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(Pool(deliver, jobs)) if jobs > 1 else None
+        work(InProcessGrid({place.hospital: place for place in places}, pool))
+
+
+def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:
+    for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    from flwr.simulation import run_simulation
+
+    server = ServerApp()
+    failed: list[BaseException] = []
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            work(grid)
+        except BaseException as error:  # Flower would tell it as its own
+            failed.append(error)
+
+    def place_of(context: Context) -> Place:
+        return places[int(context.node_config["partition-id"])]
+
+    init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    init |= {"address": ray_address} if ray_address is not None else {"num_cpus": jobs, "include_dashboard": False}
+    run_simulation(
+        server_app=server,
+        client_app=make_app(place_of),
+        num_supernodes=len(places),
+        backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    if failed:
+        raise failed[0]
