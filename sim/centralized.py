@@ -17,10 +17,10 @@ from shared_model.files import write_text
 from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
+from shared_model.results import AnyFit, Fit, write_results
 from shared_model.settings import Settings
 from sim.display import Display
 from sim.methods import adapts, method
-from sim.results import write_results
 from sim.run_directory import versions
 from sim.units import FitUnit, Plan, fit_unit
 from sim.workers import run_units
@@ -205,16 +205,16 @@ class History:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, unit: FitUnit, row: Mapping[str, Any]) -> None:
+    def append(self, unit: Fit, row: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(self._line(unit, row))
 
-    def rewrite(self, done: Mapping[FitUnit, Mapping[str, Any]]) -> None:
+    def rewrite(self, done: Mapping[AnyFit, Mapping[str, Any]]) -> None:
         order = sorted(done, key=lambda unit: (unit.seed, unit.model, unit.hospital, unit.trial))
         write_text(self._path, "".join(self._line(unit, row) for unit in order for row in done[unit]["history"]))
 
     @staticmethod
-    def _line(unit: FitUnit, row: Mapping[str, Any]) -> str:
+    def _line(unit: Fit, row: Mapping[str, Any]) -> str:
         whose = {"model": unit.model, "seed": unit.seed, "hospital": unit.hospital}
         return json.dumps(whose | ({"trial": True} if unit.trial else {}) | dict(row)) + "\n"
 

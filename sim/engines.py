@@ -38,7 +38,7 @@ def check_engine(engine: str, ray_address: str | None) -> None:
             raise TemptError("--engine ray: Ray is not installed; pip install 'tempt[ray]'") from None
 
 
-def play(engine: str, places: Sequence[Place], work: Work, *, jobs: int, ray_address: str | None) -> None:
+def play(engine: str, places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:
     """Do the server's work on a Grid of these hospitals.
 
     Args:

@@ -8,9 +8,18 @@ import sys
 # The modules that speak Flower.
 FEDERATED = {
     "hospital_client.app",
-    *(f"server.{name}" for name in ("exchange", "federation_settings", "plain_message", "rounds", "strategy")),
-    *("server.tuning", "server.validation"),
-    *("sim.engines", "sim.federated", "sim.inprocess_grid"),
+    "server.app",
+    "server.exchange",
+    "server.federation",
+    "server.federation_settings",
+    "server.plain_message",
+    "server.rounds",
+    "server.strategy",
+    "server.tuning",
+    "server.validation",
+    "sim.engines",
+    "sim.federated",
+    "sim.inprocess_grid",
 }
 
 IMPORT_ALL = f"""

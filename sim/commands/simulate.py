@@ -192,7 +192,9 @@ def _simulate(
 ) -> None:
     """Make or go on with a run directory, and print its table."""
     from hospital_client.preparation import source_digests
+    from shared_model.files import read_json
     from shared_model.records import read_dataset
+    from shared_model.results import RESULTS
     from shared_model.settings import resolve
     from shared_model.vocabulary import write_vocabulary
     from sim import centralized as central
@@ -200,7 +202,7 @@ def _simulate(
     from sim.devices import pick_device
     from sim.display import Display
     from sim.methods import chosen
-    from sim.results import rows_beside, table
+    from sim.results import check_beside, table
     from sim.workers import usable_cores
 
     out = Path("runs", mode) if out is None else out
@@ -246,6 +248,7 @@ def _simulate(
         hospitals=tuple(sorted(options.integers("--hospitals", hospitals))) if hospitals else None,
         command=tuple(["tempt", *sys.argv[1:]]),
     )
+    others = {run: read_json(run / RESULTS) for run in beside}
     own = out / run_directory.DATASET
 
     def fill(directory: Path) -> dict[str, Any]:
@@ -272,7 +275,7 @@ def _simulate(
             if resume:
                 sources = _sources(own) if ready or data is None else source_digests(data)
                 run_directory.compare(out, config(dataset, sources))
-            others = rows_beside(beside, central.split_digests(dataset, request.seeds))
+            check_beside(others, central.split_digests(dataset, request.seeds))
             if federation is None:
                 content = central.simulate(request, source, dataset, display)
             else:
@@ -281,7 +284,7 @@ def _simulate(
                 content = federated.simulate(
                     request, federation, source, dataset, display, engine=engine, ray_address=ray_address
                 )
-    print("\n".join(table(content, others)))
+    print("\n".join(table(content, list(others.values()))))
     if federation is not None:
         print("\n".join(["", *federated.rounds_table(content)]))
     print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")

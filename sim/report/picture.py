@@ -13,8 +13,8 @@ from typing import Any
 
 from shared_model.errors import TemptError
 from shared_model.files import read_json, replacing
+from shared_model.results import RESULTS
 from sim.methods import method
-from sim.results import RESULTS
 
 _OURS, _PAPER, _GRID = "#1f5f8b", "#d08c2c", "#dddddd"
 

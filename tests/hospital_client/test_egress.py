@@ -16,8 +16,8 @@ from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from shared_model import checkpoint
 from shared_model.fitting import PRETRAINING, FitFiles
-from sim.federated import initial_tensors
 from sim.inprocess_grid import InProcessGrid
+from tests.server.federations import initial_tensors
 from tests.sim import consortium
 
 DATASET, SETTINGS = consortium.make_dataset(), consortium.settings()

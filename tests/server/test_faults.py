@@ -19,8 +19,8 @@ from server.federation_settings import FederationSettings
 from shared_model import checkpoint
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
-from sim.federated import initial_tensors
 from sim.inprocess_grid import InProcessGrid
+from tests.server.federations import initial_tensors
 from tests.sim import consortium
 
 DATASET, SETTINGS = consortium.make_dataset(), consortium.settings(pretraining__epochs="3")

@@ -103,7 +103,7 @@ def test_first_round_is_the_mean_of_what_each_hospital_learns_alone_weighted_by_
     from shared_model.batching import TokenRows
     from shared_model.pretraining import PretrainingNetwork, PretrainingTask
     from shared_model.training import run_epoch
-    from sim.federated import initial_tensors
+    from tests.server.federations import initial_tensors
 
     settings, dataset = consortium.settings(), consortium.make_dataset()
     assert tempt(arguments("federated", data, tmp_path / "run", "--rounds", "1")) == 0
@@ -309,3 +309,4 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     assert tempt(arguments("federated", data, tmp_path / "run", *options)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and all(word in error for word in words), error
+    assert list(tmp_path.iterdir()) == []

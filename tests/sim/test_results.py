@@ -12,9 +12,10 @@ from scipy.stats import ttest_rel
 
 from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.results import write_results
 from shared_model.settings import Settings
 from sim.methods import method, method_names
-from sim.results import table, write_results
+from sim.results import table
 from sim.units import FitUnit, Plan
 
 ABOUT = {"mode": "centralized", "dataset": {"hospitals": 3, "records": 99}}

@@ -1,0 +1,127 @@
+"""A whole federation: for each seed who is there, pretraining, tuning; resumed where it ended (Algorithm 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+
+from server import exchange, rounds, tuning
+from server.federation_settings import FederationSettings
+from server.validation import Arrays
+from shared_model import checkpoint
+from shared_model.batching import TokenRows
+from shared_model.errors import TooFewHospitals
+from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.pretraining import PretrainingNetwork
+from shared_model.randomness import WHOLE_CONSORTIUM, generator
+from shared_model.results import FitName
+from shared_model.settings import Settings
+from shared_model.vocabulary import Vocabulary
+
+OnRound = Callable[[FitName, dict[str, Any]], None]
+Results = dict[FitName, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a federation is run with.
+
+    Attributes:
+        run: the server's run directory.
+        expected: hospitals to wait for at the start of each seed.
+        data_digest: names the hospitals' data, where the server can know it.
+    """
+
+    run: Path
+    vocabulary: Vocabulary
+    settings: Settings
+    federation: FederationSettings
+    models: tuple[str, ...]
+    save_scores: bool
+    expected: int
+    data_digest: str = ""
+
+    def experiment(self) -> str:
+        """Names the run by what its rounds depend on, so that no other run's kept state is gone on with."""
+        parts = [self.settings.model_dump(mode="json"), self.federation.model_dump(mode="json")]
+        parts += [self.vocabulary.digest, self.data_digest]  # type: ignore[list-item]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def initial(self, seed: int) -> Arrays:
+        """The first shared tensors: those that the centralized run of the seed begins with."""
+        # Algorithm 1, line 1
+        rows = TokenRows(len(self.vocabulary.diagnoses), len(self.vocabulary.procedures))
+        draws = generator(torch.device("cpu"), seed, f"{PRETRAINING}/initial", WHOLE_CONSORTIUM)
+        network = PretrainingNetwork(self.settings.encoder, rows, draws, self.settings.pretraining.output_bias)
+        return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+
+    def seed(
+        self, grid: Grid, seed: int, *, on_round: OnRound, on_done: Callable[[str], None]
+    ) -> tuple[Results, dict[str, Any]]:
+        """One seed's phases.
+
+        Args:
+            on_round: gets each round's history row.
+            on_done: gets a label when pretraining, or a hospital's tuning, is done.
+
+        Returns:
+            what each fit measured, and what stands in `results.json` about the rounds.
+
+        Raises:
+            TooFewHospitals: a round or the tuning ended below the quorum.
+            TemptError: the run directory holds a damaged file, or a hospital has another vocabulary.
+        """
+        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation)
+        hospitals = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
+        files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
+        pretraining = FitName(PRETRAINING, seed, WHOLE_CONSORTIUM)
+        result = files.read()
+        if result is None:
+            result = rounds.pretrain(
+                grid, plan, hospitals, self.initial(seed), files, lambda row: on_round(pretraining, row)
+            )
+        on_done(f"federated pretraining, seed {seed}")
+        tensors, _ = checkpoint.load(files.tensors)
+        shared = {name: tensor.numpy() for name, tensor in tensors.items()}
+        numbers, without = tuning.tune(
+            grid, plan, hospitals, shared, self.models, save_scores=self.save_scores, on_hospital=on_done
+        )
+        if len(numbers) < self.federation.quorum * len(hospitals):
+            name, why = next(iter(without.items()))
+            raise TooFewHospitals(f"tuning: {len(numbers)} of {len(hospitals)} hospitals; hospital {name}: {why}")
+        return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without)
+
+
+def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int) -> Results:
+    """What hospitals told, in the form of a fit's result."""
+    metrics = ("prauc", "jaccard", "f1", "medications")
+    found: Results = {}
+    for hospital, told in numbers.items():
+        for model in models:
+            measured = {"records": int(told[f"{model}.records"])} | {m: told[f"{model}.{m}"] for m in metrics}
+            found[FitName(model, seed, hospital)] = {
+                "hospital": hospital,
+                "best_epoch": int(told[f"{model}.best_epoch"]),
+                "hospitals": {str(hospital): measured},
+                "seconds": {name: told[f"{model}.seconds.{name}"] for name in ("fit", "evaluation")},
+                "history": [],
+            }
+    return found
+
+
+def _about(result: Mapping[str, Any], without: Mapping[int, str]) -> dict[str, Any]:
+    sent = [part["bytes_to_hospital"] + part["bytes_from_hospital"] for part in result["hospitals"].values()]
+    return {
+        "rounds": result["rounds"],
+        "best_round": result["best_epoch"],
+        "megabytes_a_hospital": round(sum(sent) / len(sent) / 1e6, 3),
+        "hospitals": result["hospitals"],
+        "not_tuned": {str(hospital): why for hospital, why in without.items()},
+    }

@@ -1,0 +1,114 @@
+"""From what each fit measured to `results.json` (Section 4.1.4)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from scipy.stats import ttest_rel
+
+from shared_model.adaptation import adaptations
+from shared_model.files import write_json
+from shared_model.fitting import PRETRAINING
+from shared_model.metrics import METRICS, hospital_mean, record_mean
+
+RESULTS = "results.json"
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """Which fit a result is of."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def hospital(self) -> int: ...
+
+    @property
+    def trial(self) -> bool: ...
+
+
+AnyFit = TypeVar("AnyFit", bound=Fit)
+
+
+class FitName(NamedTuple):
+    """A fit by name, for who has no files of it."""
+
+    model: str
+    seed: int
+    hospital: int
+    trial: bool = False
+
+
+def write_results(
+    run: Path,
+    about: Mapping[str, Any],
+    done: Mapping[AnyFit, Mapping[str, Any]],
+    models: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """Write `results.json` and return its content."""
+    content = {"format": 1, **about, "models": {name: _model(name, done, seeds) for name in models}}
+    if "tempt" in models and len(seeds) > 1:
+        for name in models:
+            if name != "tempt":
+                test = t_test_of_tempt(content["models"]["tempt"], content["models"][name])
+                content["models"][name]["paired_t_test_of_tempt"] = test
+    write_json(run / RESULTS, content)
+    return content
+
+
+def _model(name: str, done: Mapping[AnyFit, Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    by_seed = {str(seed): _seed(name, seed, done) for seed in seeds}
+    means = [seed["hospital_mean"] for seed in by_seed.values()]
+    summary = {metric: _summary([mean[metric] for mean in means]) for metric in METRICS}
+    return {"seeds": by_seed, "summary": summary}
+
+
+def _seed(name: str, seed: int, done: Mapping[AnyFit, Mapping[str, Any]]) -> dict[str, Any]:
+    mine = {unit: result for unit, result in done.items() if (unit.model, unit.seed) == (name, seed)}
+    fits = [result for unit, result in mine.items() if not unit.trial]
+    hospitals = {hospital: values for fit in fits for hospital, values in fit["hospitals"].items()}
+    seconds = {
+        "tuning" if name in adaptations() else "training": round(
+            sum(result["seconds"]["fit"] for result in mine.values()), 3
+        ),
+        "evaluation": round(sum(fit["seconds"]["evaluation"] for fit in fits), 3),
+    }
+    if name in adaptations():
+        fits_before = [result for unit, result in done.items() if (unit.model, unit.seed) == (PRETRAINING, seed)]
+        seconds = {"pretraining": round(sum(fit["seconds"]["fit"] for fit in fits_before), 3)} | seconds
+    content: dict[str, Any] = {
+        "hospitals": dict(sorted(hospitals.items(), key=lambda item: int(item[0]))),
+        "hospital_mean": hospital_mean(hospitals),
+        "record_mean": record_mean(hospitals),
+        "seconds": seconds,
+    }
+    without = sorted(int(fit["hospital"]) for fit in fits if "selected" in fit)
+    if without:
+        content["last_epoch_for_want_of_validation_records"] = without
+    return content
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def t_test_of_tempt(tempt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float | None]:
+    """Two-sided p of a paired t-test over seeds, None where all differences are the same."""
+    found = {}
+    for metric in METRICS:
+        pairs = [
+            (tempt["seeds"][seed]["hospital_mean"][metric], values["hospital_mean"][metric])
+            for seed, values in other["seeds"].items()
+        ]
+        same = len({round(a - b, 15) for a, b in pairs}) == 1
+        p = None if same else float(ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue)
+        found[metric] = p
+    return found
