@@ -225,14 +225,15 @@ def _local_pretraining(place: Place, settings: Settings, seed: int) -> LocalPret
 
 
 def _of_node(context: Context) -> Place:
-    """The place that `tempt hospital launch` and simulations write into a node's configuration."""
+    """The place that a node's configuration tells."""
     config = context.node_config
-    return Place(
-        Path(str(config["partition"])),
-        int(config["hospital-id"]),
-        Path(str(config["folder"])),
-        str(config.get("device", "cpu")),
-    )
+    if "hospital-id" in config:
+        folder, device = Path(str(config["folder"])), str(config.get("device", "cpu"))
+        return Place(Path(str(config["partition"])), int(config["hospital-id"]), folder, device)
+    run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
+    data = Path(str(run["data"]))
+    hospitals = sorted(int(path.name) for path in (data / "hospitals").iterdir() if path.name.isdecimal())
+    return Place(data, hospitals[int(config["partition-id"])], Path(str(run["out"])), str(run["device"]))
 
 
 app = make_app(_of_node)
