@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow bench bench-prepare lint clean
+.PHONY: help setup demo test test-slow bench bench-prepare bench-federation lint clean
 
 # The first of these that is 3.11 or newer, else python3, which `setup` then refuses in plain words.
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -23,7 +23,7 @@ MOVED := yes
 endif
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with everything (minutes, once)
 
@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@pwd -P > $(STAMP)
 	@echo 'Done: $(BIN)/tempt --help'
 
-demo: setup ## the main job on a small made-up consortium (under 5 minutes on 2 cores)
+demo: setup ## the main job on a small made-up consortium (under 5 minutes)
 	@$(BIN)/tempt simulate centralized --out runs/demo --force
 
 test: setup ## the fast tests
@@ -51,11 +51,14 @@ test: setup ## the fast tests
 test-slow: setup ## the slow tests
 	@$(BIN)/python -m pytest -m slow
 
-bench: setup ## records a second, against the plain way and against the machine
+bench: setup ## records a second, against the plain way and the machine
 	@$(BIN)/python -m sim.bench
 
 bench-prepare: setup ## `tempt prepare` on tables of the full eICU's size
 	@$(BIN)/python -m tests.hospital_client.full_size
+
+bench-federation: setup ## what a federation adds to its local training
+	@$(BIN)/python -m sim.bench_federation
 
 lint: setup ## ruff, mypy, import-linter, codespell
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 
 def test_readme_shows_every_verb() -> None:
     shown = {" ".join(word for word in shlex.split(line)[1:3] if word.isalpha()) for line in COMMANDS}
-    assert {"synth raw", "prepare raw", "simulate centralized", "recommend"} <= shown
+    assert {"synth raw", "prepare raw", "simulate centralized", "simulate federated", "recommend"} <= shown
 
 
 def test_readme_commands_when_typed_as_they_stand_succeed(

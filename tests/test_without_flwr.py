@@ -17,6 +17,8 @@ FEDERATED = {
     "server.strategy",
     "server.tuning",
     "server.validation",
+    "sim.bench_federation",
+    "sim.code_recovery",
     "sim.engines",
     "sim.federated",
     "sim.inprocess_grid",
