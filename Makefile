@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@pwd -P > $(STAMP)
 	@echo 'Done: $(BIN)/tempt --help'
 
-demo: setup ## the main job on a small made-up consortium (under 5 minutes)
+demo: setup ## the main job on a made-up consortium (under 5 minutes)
 	@$(BIN)/tempt simulate centralized --out runs/demo --force
 
 test: setup ## the fast tests

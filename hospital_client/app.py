@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from shared_model.batching import TokenRows
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import EncoderSettings, Settings
+from shared_model.transport import Transport
 
 log = logging.getLogger("tempt.hospital")
 FAILED = 100  # the code of an error reply of ours; Flower's own are smaller
@@ -110,7 +111,9 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     config = content.config_records["config"]
     settings, seed = _settings(config), _integer(config, "seed")
     local = _local_pretraining(place, settings, seed)
-    shared = _tensors(content.array_records["arrays"], place)
+    transport = _transport(config)
+    received = transport.decode(_arrays(content.array_records["arrays"]))
+    shared = _tensors(received, place)
     numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
     if config["score"]:
         score = local.score(shared)
@@ -124,7 +127,9 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         proximal_mu=float(cast(float, config["proximal-mu"])),
     )
     keeps = bool(config["keep-optimizer"])
-    server_control = _tensors(content.array_records["control"], place) if "control" in content else None
+    server_control: dict[str, Tensor] | None = None
+    if "control" in content:
+        server_control = _tensors(transport.decode(_arrays(content.array_records["control"])), place)
     kept: dict[str, Tensor] | None = None
     if keeps or server_control is not None:
         state = place.kept_state(str(config["experiment"]), seed)
@@ -138,13 +143,14 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     )
     control: dict[str, NDArray[np.generic]] = {}
     if own is not None:
-        control = {name: (update.gradient[name] - own[name]).cpu().numpy() for name in own}
+        control = transport.encode({name: (update.gradient[name] - own[name]).cpu().numpy() for name in own})
     if keeps or own is not None:
         kept_now = update.optimizer if keeps else {}
         kept_now |= {f"control.{name}": tensor for name, tensor in update.gradient.items()}
         state.propose(_integer(config, "round"), kept_now)
     numbers |= {"loss": update.loss, "steps": update.steps}
-    return Reply(numbers, {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}, control, {})
+    after = {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}
+    return Reply(numbers, transport.encode_update(after, received), control, {})
 
 
 def _tune(content: RecordDict, place: Place) -> Reply:
@@ -153,7 +159,7 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     results = local_tuning.tune(
         _partition(place),
         place.folder,
-        _tensors(content.array_records["arrays"], place),
+        _tensors(_arrays(content.array_records["arrays"]), place),
         cast(list[str], config["models"]),
         _settings(config),
         _integer(config, "seed"),
@@ -166,11 +172,13 @@ def _tune(content: RecordDict, place: Place) -> Reply:
 def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> RecordDict:
     """The reply's content, once it holds nothing but what its kind allows and stands in the ledger."""
     asked = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
-    may_hold = {name: (array.dtype, tuple(array.shape)) for name, array in asked.items()}
-    number = int(cast(int, content.config_records["config"].get("round", 0)))
+    shapes = {name: tuple(array.shape) for name, array in asked.items()}
+    config = content.config_records["config"]
+    transport = _transport(config) if kind == "pretrain" else Transport()
+    number = int(cast(int, config.get("round", 0)))
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
     for name, arrays in (("arrays", reply.arrays), ("control", reply.control)):
-        egress.check(kind, arrays, reply.numbers, reply.texts, may_hold)
+        egress.check(kind, arrays, reply.numbers, reply.texts, shapes, transport)
         if arrays:
             records[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
     everything = {**reply.arrays, **{f"control/{name}": array for name, array in reply.control.items()}}
@@ -180,9 +188,17 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> Reco
     return RecordDict(records)
 
 
-def _tensors(arrays: ArrayRecord, place: Place) -> dict[str, Tensor]:
+def _arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]], place: Place) -> dict[str, Tensor]:
     device = torch.device(place.device)
-    return {name: torch.from_numpy(array.numpy().copy()).to(device) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+
+
+def _transport(config: ConfigRecord) -> Transport:
+    return Transport(bfloat16=bool(config["bfloat16"]), changed_rows=bool(config["changed-rows"]))
 
 
 def _settings(config: ConfigRecord) -> Settings:

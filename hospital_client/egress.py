@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared_model.transport import Transport
+
 Arrays = Mapping[str, NDArray[np.generic]]
 Numbers = Mapping[str, int | float]
 Texts = Mapping[str, str]
@@ -31,18 +33,24 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check(
-    kind: str, arrays: Arrays, numbers: Numbers, texts: Texts, may_hold: Mapping[str, tuple[str, tuple[int, ...]]]
+    kind: str,
+    arrays: Arrays,
+    numbers: Numbers,
+    texts: Texts,
+    shapes: Mapping[str, tuple[int, ...]],
+    transport: Transport,
 ) -> None:
     """Refuse a reply that holds anything but what its kind allows.
 
     Args:
-        may_hold: dtype and shape of each array that the message asked for.
+        shapes: of the tensors that the message asked for.
+        transport: how they are written.
 
     Raises:
         ValueError: what is not allowed is named, not shown.
     """
     for name, array in arrays.items():
-        if (str(array.dtype), array.shape) != may_hold.get(name):
+        if not transport.may_leave(name, array, shapes):
             raise ValueError(f"an array '{name}' must not leave in a reply to '{kind}'")
     for name, number in numbers.items():
         if not ALLOWED_NUMBERS[kind].fullmatch(name) or type(number) not in (int, float):

@@ -51,6 +51,8 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         fraction=config["fraction"],
         quorum=config["quorum"],
         timeout=config["timeout"],
+        transport=config["transport"],
+        changed_rows=config["changed-rows"],
     )
     models = _words(str(config["models"])) or list(adaptations())
     for model in models:

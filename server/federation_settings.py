@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from server.strategy import strategy_options
 from shared_model.errors import TemptError
+from shared_model.transport import Transport
 
 
 class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -25,6 +26,14 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     largest_update: float = Field(
         1000.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
     )
+
+    transport: Literal["float32", "bfloat16"] = Field("float32", description="how tensors travel in rounds")
+    changed_rows: bool = Field(False, description="of a matrix a hospital sends only the rows that moved")
+
+    @property
+    def encoding(self) -> Transport:
+        """How both sides write tensors into messages."""
+        return Transport(bfloat16=self.transport == "bfloat16", changed_rows=self.changed_rows)
 
     @field_validator("strategy", "options")
     @classmethod

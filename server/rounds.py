@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from server.exchange import Hospital, Plan, array_record, exchange, metrics_of
 from server.strategy import Aggregation, proximal_mu
-from server.validation import Arrays, Rejected, number_of, update_of
+from server.validation import Arrays, Rejected, control_of, number_of, update_of
 from shared_model import checkpoint
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
@@ -180,23 +180,27 @@ class _Rounds:
                 "first-epoch": (number - 1) * federation.local_epochs + 1,
                 "proximal-mu": proximal_mu(federation.strategy, federation.options),
                 "keep-optimizer": federation.local_optimizer == "keep",
+                "bfloat16": federation.encoding.bfloat16,
+                "changed-rows": federation.encoding.changed_rows,
             },
         )
         content = RecordDict({"arrays": self._outgoing(), "config": config})
         if self._control and train:
-            content["control"] = array_record(self._control)
+            content["control"] = array_record(federation.encoding.encode(self._control))
         return grid.create_message(content, "train.pretrain", hospital.node, str(number), federation.timeout)
 
     def _outgoing(self) -> ArrayRecord:
         """The current tensors as a record, made once a round."""
         if getattr(self, "_sent_for", None) is not self.current:
-            self._sent, self._sent_for = array_record(self.current), self.current
+            encoded = self.plan.federation.encoding.encode(self.current)
+            self._sent, self._sent_for = array_record(encoded), self.current
         return self._sent
 
     def _update_of(self, reply: Message) -> tuple[Arrays, Arrays]:
         records = reply.content.array_records
-        update = update_of(records.get("arrays"), self.current, self.plan.federation.largest_update)
-        return update, update_of(records.get("control"), self._control, np.inf) if self._control else {}
+        federation = self.plan.federation
+        update = update_of(records.get("arrays"), self.current, federation.encoding, federation.largest_update)
+        return update, control_of(records.get("control"), self._control, federation.encoding) if self._control else {}
 
     def _close_row(self, score: float | None, on_round: OnRound) -> None:
         """The last round's score has come: is it the best, and is that too long ago?"""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
+
+from shared_model.transport import Transport
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -29,7 +32,24 @@ def number_of(metrics: Mapping[str, object], name: str, *, least: float | None =
     return value
 
 
-def update_of(arrays: ArrayRecord | None, current: Arrays, largest: float) -> Arrays:
+def arrays_of(record: ArrayRecord | None) -> dict[str, NDArray[Any]]:
+    """A record's arrays as they really are.
+
+    Raises:
+        Rejected: there is no record, or an array can't be read.
+    """
+    if record is None:
+        raise Rejected("no tensors, expected some")
+    found = {}
+    for name, array in record.items():
+        try:
+            found[name] = array.numpy()
+        except Exception:
+            raise Rejected(f"tensor {name[:60]} can't be read") from None
+    return found
+
+
+def update_of(record: ArrayRecord | None, current: Arrays, transport: Transport, largest: float) -> Arrays:
     """An update's tensors: the current ones' names, types and shapes, finite, and not too far from them.
 
     Args:
@@ -38,27 +58,33 @@ def update_of(arrays: ArrayRecord | None, current: Arrays, largest: float) -> Ar
     Raises:
         Rejected: something else came.
     """
-    if arrays is None:
-        raise Rejected("no tensors, expected an update")
-    missing, strange = sorted(set(current) - set(arrays)), sorted(set(arrays) - set(current))
-    if missing or strange:
-        raise Rejected(f"tensor {missing[0]} is missing" if missing else f"tensor {strange[0][:60]} is unknown")
-    update: Arrays = {}
+    try:
+        update = transport.decode_update(arrays_of(record), current)
+    except ValueError as wrong:
+        raise Rejected(str(wrong)) from None
     moved = size = 0.0
-    for name, expected in current.items():
-        try:
-            array = arrays[name].numpy()
-        except Exception:
-            raise Rejected(f"tensor {name} can't be read") from None
-        if array.dtype != expected.dtype or array.shape != expected.shape:
-            raise Rejected(
-                f"tensor {name} is {array.dtype}{list(array.shape)}, expected {expected.dtype}{list(expected.shape)}"
-            )
+    for name, array in update.items():
+        expected = current[name]
         if not np.isfinite(array).all():
             raise Rejected(f"tensor {name} holds NaN or infinity")
         moved += float(np.square(array - expected, dtype=np.float64).sum())
         size += float(np.square(expected, dtype=np.float64).sum())
-        update[name] = array
     if moved > largest**2 * size:
         raise Rejected(f"the update's norm is {moved**0.5:.3g}, expected at most {largest:g} times {size**0.5:.3g}")
     return update
+
+
+def control_of(record: ArrayRecord | None, like: Arrays, transport: Transport) -> Arrays:
+    """What a hospital's control variate has moved by, finite.
+
+    Raises:
+        Rejected: something else came.
+    """
+    try:
+        control = transport.decode(arrays_of(record), like)
+    except ValueError as wrong:
+        raise Rejected(f"control variate: {wrong}") from None
+    for name, array in control.items():
+        if not np.isfinite(array).all():
+            raise Rejected(f"control variate: tensor {name} holds NaN or infinity")
+    return control

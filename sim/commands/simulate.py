@@ -116,6 +116,10 @@ def _federated(
     local_optimizer: Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")] = "reset",
     fraction: Annotated[float, typer.Option(help="Share of the hospitals that train in a round.")] = 1.0,
     quorum: Annotated[float, typer.Option(help="Share of those whose updates a round needs.")] = 0.5,
+    transport: Annotated[str, typer.Option(help="float32 or bfloat16: how tensors travel.")] = "float32",
+    changed_rows: Annotated[
+        bool, typer.Option("--changed-rows", help="Send only the rows of matrices that a hospital moved.")
+    ] = False,
     beside: Annotated[
         str, typer.Option(help="Run directories whose rows are shown beside, with commas.", show_default="none")
     ] = "",
@@ -132,6 +136,8 @@ def _federated(
         local_optimizer=local_optimizer,
         fraction=fraction,
         quorum=quorum,
+        transport=transport,
+        changed_rows=changed_rows,
     )
     _simulate(
         "federated",

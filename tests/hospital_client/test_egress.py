@@ -16,6 +16,7 @@ from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from shared_model import checkpoint
 from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.transport import Transport
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import initial_tensors
 from tests.sim import consortium
@@ -112,7 +113,7 @@ def test_every_reply_stands_in_its_hospitals_ledger(heard: tuple[list[Message], 
 
 
 GOOD = {"encoder.embedding": np.zeros((3, 2), np.float32)}
-MAY = {"encoder.embedding": ("float32", (3, 2))}
+MAY = {"encoder.embedding": (3, 2)}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,6 @@ MAY = {"encoder.embedding": ("float32", (3, 2))}
 def test_what_a_kind_does_not_allow_never_leaves(
     kind: str, arrays: egress.Arrays, numbers: egress.Numbers, texts: egress.Texts, named: str
 ) -> None:
-    egress.check("pretrain", GOOD, {"loss": 0.5, "hospital": 3}, {}, MAY)
+    egress.check("pretrain", GOOD, {"loss": 0.5, "hospital": 3}, {}, MAY, Transport())
     with pytest.raises(ValueError, match=named):
-        egress.check(kind, arrays, numbers, texts, MAY)
+        egress.check(kind, arrays, numbers, texts, MAY, Transport())

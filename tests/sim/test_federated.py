@@ -257,6 +257,27 @@ def test_scaffold_with_control_variates_of_zero_begins_as_fedavg(data: Path, tmp
     assert told(tmp_path / "s2")[1] != told(tmp_path / "a2")[1]
 
 
+def test_changed_rows_alone_give_the_same_bits_with_fewer_bytes(data: Path, federated: Path, tmp_path: Path) -> None:
+    assert tempt(arguments("federated", data, tmp_path / "run", "--changed-rows")) == 0
+    assert apart(federated, tmp_path / "run") == 0
+    assert received(tmp_path / "run") < received(federated)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_bfloat16_halves_what_travels_and_stays_near(data: Path, tmp_path: Path, strategy: str) -> None:
+    for transport in ("float32", "bfloat16"):
+        more = ["--strategy", strategy, "--transport", transport]
+        assert tempt(arguments("federated", data, tmp_path / transport, *more)) == 0
+    assert 0 < apart(tmp_path / "bfloat16", tmp_path / "float32") < 0.01
+    assert received(tmp_path / "bfloat16") < 0.75 * received(tmp_path / "float32"), "the tensors here are tiny"
+
+
+def received(run: Path) -> int:
+    """What the server got, in bytes."""
+    about = read_json(run / "results.json")["federation"]["seeds"]["42"]
+    return sum(part["bytes_from_hospital"] for part in about["hospitals"].values())
+
+
 def test_part_of_the_hospitals_train_and_all_score(data: Path, tmp_path: Path) -> None:
     more = ["--fraction", "0.5", "--rounds", "4"]
     assert tempt(arguments("federated", data, tmp_path / "run", *more)) == 0
@@ -295,6 +316,7 @@ def test_rows_of_other_runs_stand_beside(
         ),
         (["--strategy", "fedprox", "--strategy-option", "proximal_mu=much"], ["proximal_mu", "number"]),
         (["--fraction", "0"], ["--fraction=0"]),
+        (["--transport", "float16"], ["--transport=float16", "bfloat16"]),
         (["--local-epochs", "0"], ["--local-epochs"]),
         (["--local-optimizer", "lose"], ["--local-optimizer=lose", "reset"]),
         (["--engine", "raay"], ["unknown engine 'raay'"]),
