@@ -7,6 +7,7 @@ checked and written into the hospital's ledger before it leaves; an error leaves
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from torch import Tensor
 from hospital_client import egress, local_tuning
 from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
-from hospital_client.partition import Partition, read_partition
+from hospital_client.partition import Partition, read_partition, records_file
 from shared_model.batching import TokenRows
+from shared_model.errors import TemptError
+from shared_model.fitting import stamp_of
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import EncoderSettings, Settings
@@ -33,6 +36,7 @@ from shared_model.transport import Transport
 
 log = logging.getLogger("tempt.hospital")
 FAILED = 100  # the code of an error reply of ours; Flower's own are smaller
+_EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,12 @@ class Place:
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
 
-    def kept_state(self, experiment: str, seed: int) -> KeptState:
+    def kept_state(self, config: ConfigRecord) -> KeptState:
+        """Where the hospital keeps its state of the federation that a message is of."""
+        experiment = str(config["experiment"])
+        if not _EXPERIMENT.fullmatch(experiment):
+            raise ValueError("the experiment's name is none")  # it becomes a folder's
+        seed = _integer(config, "seed")
         return KeptState(self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital))
 
 
@@ -71,21 +80,29 @@ class Reply:
 Handler = Callable[[RecordDict, Place], Reply]
 
 
-def make_app(place_of: Callable[[Context], Place]) -> ClientApp:
-    """The ClientApp of the hospital that a context belongs to."""
+def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -> ClientApp:
+    """The ClientApp of the hospital that a context belongs to.
+
+    Args:
+        simulated: server and hospitals are one user's, who is told in words what to mend (`TemptError`).
+    """
     app = ClientApp()
 
     def answer(kind: str, handler: Handler) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
+            hospital = 0
             try:
                 place = place_of(context)
+                hospital = place.hospital
                 torch.set_num_threads(place.threads)
                 reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:
-                log.exception("hospital could not answer %s", kind)
+                if simulated and isinstance(error, TemptError):
+                    raise
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
                 return Message(Error(code=FAILED, reason=where), reply_to=message)
 
         return handle
@@ -117,7 +134,7 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
     if config["score"]:
         score = local.score(shared)
-        numbers |= {"score-sum": score.total, "score-records": score.records}
+        numbers["score-sum"] = score.total
     if not config["train"] or not local.records:
         return Reply(numbers, {}, {}, {})
     work = LocalWork(
@@ -130,10 +147,8 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     server_control: dict[str, Tensor] | None = None
     if "control" in content:
         server_control = _tensors(transport.decode(_arrays(content.array_records["control"])), place)
-    kept: dict[str, Tensor] | None = None
-    if keeps or server_control is not None:
-        state = place.kept_state(str(config["experiment"]), seed)
-        kept = state.of_round(_integer(config, "taken"))
+    state = place.kept_state(config) if keeps or server_control is not None else None
+    kept = state.of_round(_integer(config, "taken")) if state is not None else None
     correction = own = None
     if server_control is not None:
         own = {name: torch.zeros_like(c) if kept is None else kept[f"control.{name}"] for name, c in shared.items()}
@@ -144,11 +159,11 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     control: dict[str, NDArray[np.generic]] = {}
     if own is not None:
         control = transport.encode({name: (update.gradient[name] - own[name]).cpu().numpy() for name in own})
-    if keeps or own is not None:
+    if state is not None:
         kept_now = update.optimizer if keeps else {}
         kept_now |= {f"control.{name}": tensor for name, tensor in update.gradient.items()}
         state.propose(_integer(config, "round"), kept_now)
-    numbers |= {"loss": update.loss, "steps": update.steps}
+    numbers["loss"] = update.loss
     after = {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}
     return Reply(numbers, transport.encode_update(after, received), control, {})
 
@@ -156,6 +171,7 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
 def _tune(content: RecordDict, place: Place) -> Reply:
     """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
     config = content.config_records["config"]
+    place.kept_state(config).forget()  # rounds are over
     results = local_tuning.tune(
         _partition(place),
         place.folder,
@@ -226,18 +242,25 @@ def _network(settings: EncoderSettings, rows: TokenRows, device: str) -> Pretrai
 
 
 @lru_cache(maxsize=1)
-def _hospitals(settings: Settings, seed: int) -> dict[Place, LocalPretraining]:
-    """The hospitals that this process has worked for with these settings; they share one network."""
+def _hospitals(settings: Settings, seed: int) -> dict[Place, tuple[tuple[int, ...], LocalPretraining]]:
+    """The hospitals that this process has worked for with these settings; they share one network.
+
+    Beside each stands what its records' file was like when it was read.
+    """
     return {}
 
 
 def _local_pretraining(place: Place, settings: Settings, seed: int) -> LocalPretraining:
     known = _hospitals(settings, seed)
+    path = records_file(place.partition, place.hospital)
     if place not in known:
         partition = _partition(place)
         network = _network(settings.encoder, partition.rows, place.device)
-        known[place] = LocalPretraining(partition, network, settings.pretraining, seed)
-    return known[place]
+        known[place] = stamp_of(path), LocalPretraining(partition, network, settings.pretraining, seed)
+    stamp, local = known[place]
+    if stamp != stamp_of(path):
+        raise TemptError(f"{path}: was replaced while the run was at work; begin another run with it")
+    return local
 
 
 def _of_node(context: Context) -> Place:

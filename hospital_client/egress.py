@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared_model.files import private_directory
 from shared_model.transport import Transport
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -23,7 +24,7 @@ Texts = Mapping[str, str]
 _METRIC = r"[a-z][a-z-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
 ALLOWED_NUMBERS = {
     "hello": re.compile("hospital|train|validation|test"),
-    "pretrain": re.compile("hospital|num-examples|loss|score-sum|score-records|steps"),
+    "pretrain": re.compile("hospital|num-examples|loss|score-sum"),
     "tune": re.compile(f"hospital|{_METRIC}"),
 }
 """The numbers that a reply of each kind may hold, by name."""
@@ -74,6 +75,6 @@ def record(ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Number
         "numbers": dict(numbers),
         "texts": dict(texts),
     }
-    ledger.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_directory(ledger.parent)
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

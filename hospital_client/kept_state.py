@@ -6,40 +6,52 @@ the pending state of that round becomes the hospital's, any other is forgotten.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from shared_model import checkpoint
+from shared_model.errors import TemptError
+from shared_model.files import private_directory
 
 
 class KeptState:
     """A hospital's state of one experiment, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._kept, self._pending = folder / "kept.safetensors", folder / "pending.safetensors"
 
     def of_round(self, taken: int) -> dict[str, Tensor] | None:
         """The state after the update of round `taken` (0: none was taken), or None if there is none to go on with.
 
-        A hospital that lost its disk, or that another experiment's files came to, therefore starts from nothing.
+        A hospital that lost its disk, or whose files are damaged, therefore starts from nothing.
         """
-        if self._pending.exists():
-            _, about = checkpoint.load(self._pending)
-            if about["round"] == taken:
-                self._pending.replace(self._kept)
-            else:
-                self._pending.unlink()
-        if not self._kept.exists():
-            return None
-        tensors, about = checkpoint.load(self._kept)
-        if about["round"] == taken:
-            return tensors
-        self._kept.unlink()
+        if _round_of(self._pending) == taken:
+            self._pending.replace(self._kept)
+        self._pending.unlink(missing_ok=True)
+        if _round_of(self._kept) == taken:
+            return checkpoint.load(self._kept)[0]
+        self._kept.unlink(missing_ok=True)
         return None
 
     def propose(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state of a round's update until the server says whether it took it."""
-        self._pending.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_directory(self._folder)
         checkpoint.save(self._pending, tensors, {"round": number}, durable=False)
+
+    def forget(self) -> None:
+        """Remove what was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _round_of(path: Path) -> int | None:
+    """The round that a file is of, None if there is no sound one."""
+    if not path.exists():
+        return None
+    try:
+        return int(checkpoint.load(path)[1]["round"])
+    except TemptError:
+        return None

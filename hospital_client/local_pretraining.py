@@ -60,7 +60,6 @@ class LocalUpdate:
     tensors: dict[str, Tensor]
     loss: float
     records: int
-    steps: int
     gradient: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
@@ -135,7 +134,6 @@ class LocalPretraining:
             tensors={name: p.detach().clone() for name, p in parameters.items()},
             loss=loss,
             records=self.records,
-            steps=steps,
             gradient=gradients.mean(steps) if gradients is not None else {},
             optimizer=_state(optimizer, parameters),
         )

@@ -5,8 +5,10 @@ Everything that it makes stays in the hospital's folder, which has a run directo
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch import Tensor
 from hospital_client.partition import Partition
 from shared_model import checkpoint
 from shared_model.adaptation import adaptation
+from shared_model.files import private_directory
 from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context
+from shared_model.records import records_digest
 from shared_model.settings import Settings
 
 
@@ -44,18 +48,22 @@ def tune(
     Raises:
         TemptError: a file in the folder is damaged, or the disk is full.
     """
+    functions = {model: adaptation(model) for model in models}  # names that are none make no file
     encoder_file = FitFiles.of(folder, seed, PRETRAINING, WHOLE_CONSORTIUM).tensors
-    if not encoder_file.exists():
-        encoder_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _holds(encoder_file, shared):
+        private_directory(encoder_file.parent)
         checkpoint.save(encoder_file, shared, {"model": PRETRAINING, "seed": seed})
+    basis = _basis(shared, settings, partition)
     split = partition.split(seed)
     results = {}
     for model in models:
         files = FitFiles.of(folder, seed, model, partition.hospital)
         result = files.read()
-        if result is None:
+        if result is None or result.get("basis") != basis:
             began = time.monotonic()
-            files.tensors.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_directory(files.tensors.parent)
+            # of this basis alone: an older one's unfinished fit is not gone on with
+            files = files._replace(partial=files.partial.with_name(f"{partition.hospital}.{basis}.partial.safetensors"))
             context = Context(
                 settings=settings,
                 rows=partition.rows,
@@ -67,10 +75,29 @@ def tune(
                 resume=files.partial,
             )
             run = folder if save_scores else None
-            fitted, measured = fit_and_evaluate(model, adaptation(model), split.to(device), context, run=run)
+            fitted, measured = fit_and_evaluate(model, functions[model], split.to(device), context, run=run)
+            fitted = replace(fitted, about=fitted.about | {"basis": basis})
             result = files.keep(model, context, fitted, measured, began)
         results[model] = result
     return results
+
+
+def _holds(path: Path, shared: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint has these tensors, among others perhaps."""
+    if not path.exists():
+        return False
+    tensors, _ = checkpoint.load(path)
+    return all(name in tensors and torch.equal(tensors[name], tensor.cpu()) for name, tensor in shared.items())
+
+
+def _basis(shared: Mapping[str, Tensor], settings: Settings, partition: Partition) -> str:
+    """A digest of what a result stands on: the encoder, the settings and the records."""
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    for name in sorted(shared):
+        digest.update(name.encode() + shared[name].cpu().numpy().tobytes())
+    split = partition.split_by_patient
+    digest.update(records_digest(partition.vocabulary, partition.records, split_by_patient=split).encode())
+    return digest.hexdigest()[:16]
 
 
 def numbers(results: Mapping[str, Mapping[str, Any]], hospital: int) -> dict[str, float]:

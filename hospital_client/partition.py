@@ -30,6 +30,11 @@ class Partition:
         return split_records(self.records, seed, by_patient=self.split_by_patient)
 
 
+def records_file(directory: Path, hospital: int) -> Path:
+    """Where a dataset directory keeps a hospital's records."""
+    return directory / "hospitals" / str(hospital) / "records.parquet"
+
+
 def read_partition(directory: Path, hospital: int) -> Partition:
     """One hospital of a dataset directory; no other hospital's file is opened.
 
@@ -37,7 +42,7 @@ def read_partition(directory: Path, hospital: int) -> Partition:
         TemptError: the directory has no such hospital, or a file of it is missing or damaged.
     """
     about = read_json(directory / "dataset.json")
-    path = directory / "hospitals" / str(hospital) / "records.parquet"
+    path = records_file(directory, hospital)
     if not path.is_file():
         raise TemptError(f"{directory}: has no hospital {hospital}; name one whose folder is in {path.parent.parent}")
     vocabulary = read_vocabulary(directory / "vocabulary.json")

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.federation import Federation
+from server.federation import Federation, check_settings
 from server.federation_settings import federation_settings
+from server.rounds import rounds_of
+from shared_model import run_directory
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
-from shared_model.files import write_json
+from shared_model.files import write_text
+from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
 from shared_model.settings import resolve
 from shared_model.vocabulary import read_vocabulary, write_vocabulary
@@ -42,6 +47,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     run = Path(str(config["out"]))
     settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
+    check_settings(settings)
     federation = federation_settings(
         strategy=config["strategy"],
         options=_pairs("strategy-options", str(config["strategy-options"])),
@@ -51,25 +57,18 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         fraction=config["fraction"],
         quorum=config["quorum"],
         timeout=config["timeout"],
+        largest_update=config["largest-update"],
         transport=config["transport"],
         changed_rows=config["changed-rows"],
     )
     models = _words(str(config["models"])) or list(adaptations())
     for model in models:
         adaptation(model)
-    seeds = [int(seed) for seed in _words(str(config["seeds"]))]
+    if len(set(models)) < len(models):
+        raise TemptError(f"models '{config['models']}': a model is named twice")
+    seeds = _seeds(str(config["seeds"]))
     vocabulary = read_vocabulary(Path(str(config["vocabulary"] or config["data"])) / "vocabulary.json")
-    run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_vocabulary(run / "vocabulary.json", vocabulary)
-    about = {
-        "format": 1,
-        "mode": "federated",
-        "settings": settings.model_dump(mode="json"),
-        "federation": federation.model_dump(),
-        "models": models,
-        "seeds": seeds,
-    }
-    write_json(run / "config.json", about)
+    expected = int(config["hospitals"])
     whole = Federation(
         run=run,
         vocabulary=vocabulary,
@@ -77,26 +76,72 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         federation=federation,
         models=tuple(models),
         save_scores=bool(config["save-scores"]),
-        expected=int(config["hospitals"]),
+        expected=expected,
+        least=max(1, math.ceil(federation.quorum * expected)),
     )
+    about = {
+        "format": 1,
+        "mode": "federated",
+        "data": str(config["data"]),
+        "dataset": {"vocabulary": vocabulary.digest, "hospitals": expected},
+        "preset": config["preset"],
+        "settings": settings.model_dump(mode="json"),
+        "federation": federation.model_dump(),
+        "models": models,
+        "seeds": seeds,
+        "versions": run_directory.versions(),
+    }
+
+    def fill(directory: Path) -> Mapping[str, Any]:
+        write_vocabulary(directory / "vocabulary.json", vocabulary)
+        return about
+
+    if not (run / run_directory.CONFIG).is_file():
+        run_directory.create(run, fill, force=False)
+    with run_directory.held(run):
+        run_directory.compare(run, about)  # an older run of other options is not gone on with
+        return _federate(grid, whole, seeds)
+
+
+def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, Any]:
+    history = whole.run / "history.jsonl"
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:  # of runs that ended before
+        files = FitFiles.of(whole.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
+        kept = (files.read() or {}).get("history") or rounds_of(files)
+        rows += [{"model": PRETRAINING, "seed": seed, "hospital": WHOLE_CONSORTIUM} | row for row in kept]
+    write_text(history, "".join(json.dumps(row) + "\n" for row in rows))
     done: dict[FitName, dict[str, Any]] = {}
     told: dict[str, Any] = {}
 
     def on_round(fit: FitName, row: dict[str, Any]) -> None:
-        with (run / "history.jsonl").open("a", encoding="utf-8") as file:
+        with history.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"model": fit.model, "seed": fit.seed, "hospital": fit.hospital} | row) + "\n")
         log.info("seed %d, round %d: loss %.4f", fit.seed, row["epoch"], row["loss"])
 
     for seed in seeds:
         results, told[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=log.info)
         done |= results
-    hospitals = {fit.hospital for fit in done if fit.hospital}
     head = {
         "mode": "federated",
-        "dataset": {"vocabulary": vocabulary.digest, "hospitals": len(hospitals)},
-        "federation": federation.model_dump() | {"seeds": told},
+        "dataset": {
+            "vocabulary": whole.vocabulary.digest,
+            "hospitals": len({fit.hospital for fit in done if fit.hospital}),
+        },
+        "federation": whole.federation.model_dump() | {"seeds": told},
+        "versions": run_directory.versions(),
     }
-    return write_results(run, head, done, models, seeds)
+    return write_results(whole.run, head, done, whole.models, seeds)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in _words(text)]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise TemptError(f"seeds '{text}': expected different integers of at least 0 with commas between them")
+    return seeds
 
 
 def _words(text: str) -> list[str]:

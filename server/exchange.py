@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from server.federation_settings import FederationSettings
-from server.validation import Rejected, number_of
-from shared_model.errors import TemptError, TooFewHospitals
+from server.validation import Rejected, count_of, number_of
 from shared_model.settings import Settings
 
 _POLL_SECONDS = 1.0
+_WINDOW = 16
+"""Replies that are fetched at once: while one hospital is slow, no more than these of the others are held."""
+MOST_RECORDS = 10**9
+_HOSPITALS_ERROR = 100  # from here on an error's code is a hospital's own; Flower's are smaller
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,12 @@ class Hospital:
     """A hospital as it was agreed on at the start.
 
     Attributes:
-        node: Flower's number for it.
+        node: Flower's number for it; None while it is not there.
         train, validation, test: its records.
     """
 
     hospital: int
-    node: int
+    node: int | None
     train: int
     validation: int
     test: int
@@ -53,55 +56,77 @@ class Plan:
         return ConfigRecord({"experiment": self.experiment, "seed": self.seed, "settings": settings, **more})
 
 
-def greet(grid: Grid, plan: Plan, vocabulary_digest: str, *, expected: int = 1) -> list[Hospital]:
-    """Every hospital that answers and holds the agreed vocabulary, by id.
+def greet(
+    grid: Grid, plan: Plan, vocabulary_digest: str, *, expected: int = 1
+) -> tuple[list[Hospital], dict[str, str]]:
+    """Every hospital that answers and holds the agreed vocabulary, by id, and why others are left out.
 
     Args:
         expected: hospitals to wait for, within the federation's timeout.
-
-    Raises:
-        TemptError: one holds another vocabulary, or two say that they are the same.
-        TooFewHospitals: none answers.
     """
-    until = time.monotonic() + plan.federation.timeout
+    timeout = plan.federation.timeout
+    until = time.monotonic() + (timeout if timeout is not None else _GREETING_SECONDS)
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
     content = RecordDict({"config": plan.config()})
-    messages = {node: grid.create_message(content, "query.hello", node, "hello") for node in nodes}
-    found: dict[int, Hospital] = {}
-    for node, reply in exchange(grid, messages, plan.federation.timeout):
-        if reply is None or reply.has_error():
-            continue
-        metrics, texts = reply.content.metric_records["metrics"], reply.content.config_records["config"]
-        counts = {name: int(number_of(metrics, name, least=0)) for name in ("train", "validation", "test")}
-        hospital = int(number_of(metrics, "hospital", least=1))
-        if texts["vocabulary"] != vocabulary_digest:
-            raise TemptError(
-                f"hospital {hospital}: its vocabulary has the digest {str(texts['vocabulary'])[:12]}, expected "
-                f"{vocabulary_digest[:12]}; prepare its records with the agreed vocabulary"
-            )
-        if hospital in found:
-            raise TemptError(f"hospital {hospital}: two nodes say that they are it; give each node an id of its own")
-        found[hospital] = Hospital(hospital, node, **counts)
-    if not found:
-        raise TooFewHospitals(f"no hospital of {len(nodes)} answered; expected at least one")
-    return [found[hospital] for hospital in sorted(found)]
+    messages = {node: grid.create_message(content, "query.hello", node, "hello", timeout) for node in nodes}
+    claims: dict[int, list[Hospital]] = {}
+    refused: dict[str, str] = {}
+    for node, reply in exchange(grid, messages, timeout):
+        try:
+            found = _hospital_of(node, reply, vocabulary_digest)
+            claims.setdefault(found.hospital, []).append(found)
+        except Rejected as why:
+            refused[f"node {node}"] = str(why)
+    for hospital, found_ones in claims.items():
+        if len(found_ones) > 1:
+            refused[f"hospital {hospital}"] = f"{len(found_ones)} nodes say that they are it; none can be believed"
+    return [claims[hospital][0] for hospital in sorted(claims) if len(claims[hospital]) == 1], refused
 
 
-def exchange(grid: Grid, messages: Mapping[int, Message], timeout: float) -> Iterator[tuple[int, Message | None]]:
-    """Send a message to each key and give the replies in the keys' order, as they come; None for one that did not."""
+_GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
+
+
+def _hospital_of(node: int, reply: Message | None, vocabulary_digest: str) -> Hospital:
+    metrics = _numbers_of(reply)
+    hospital = count_of(metrics, "hospital", least=1)
+    texts = reply.content.config_records.get("config") if reply is not None else None
+    digest = str(texts.get("vocabulary", "")) if texts is not None else ""
+    if digest != vocabulary_digest:
+        raise Rejected(
+            f"hospital {hospital}'s vocabulary has the digest '{digest[:12]}', expected '{vocabulary_digest[:12]}'; "
+            "prepare its records with the agreed vocabulary"
+        )
+    counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
+    return Hospital(hospital, node, **counts)
+
+
+def exchange(
+    grid: Grid, messages: Mapping[int, Message], timeout: float | None
+) -> Iterator[tuple[int, Message | None]]:
+    """Send a message to each key and give the replies in the keys' order, as they come; None for one that did not.
+
+    Args:
+        timeout: seconds to wait in all; None waits for ever, for a Grid that loses no message.
+    """
     keys = sorted(messages)
-    ids = dict(zip(grid.push_messages([messages[key] for key in keys]), keys, strict=True))
-    waiting, there = dict(ids), dict[int, Message]()
-    until = time.monotonic() + timeout
+    waiting: dict[str, int] = {}
+    there: dict[int, Message | None] = {}
+    for key in keys:
+        ids = list(grid.push_messages([messages[key]]))
+        if ids and ids[0]:
+            waiting[ids[0]] = key
+        else:  # it could not be sent
+            there[key] = None
+    until = None if timeout is None else time.monotonic() + timeout
     place = 0
     while place < len(keys):
-        came = list(grid.pull_messages(list(waiting)))
+        came = list(grid.pull_messages(list(waiting)[:_WINDOW])) if waiting else []
         for reply in came:
-            key = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if key is not None:
-                there[key] = reply
-        late = time.monotonic() > until
+            key_of_reply = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if key_of_reply is not None:
+                there[key_of_reply] = reply
+        late = until is not None and time.monotonic() > until
         while place < len(keys) and (keys[place] in there or late):
             yield keys[place], there.pop(keys[place], None)
             place += 1
@@ -109,20 +134,39 @@ def exchange(grid: Grid, messages: Mapping[int, Message], timeout: float) -> Ite
             time.sleep(_POLL_SECONDS)
 
 
-def metrics_of(reply: Message, expected: Hospital, records: str | None = "num-examples") -> MetricRecord:
-    """A reply's numbers, if it is the hospital's that was asked and tells the agreed number of records."""
+def is_missing(reply: Message | None) -> bool:
+    """Whether nothing came from the hospital itself: no reply, or an error that Flower tells."""
+    return reply is None or (reply.has_error() and reply.error.code < _HOSPITALS_ERROR)
+
+
+def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:
+    """A reply's numbers, if it is the hospital's that was asked.
+
+    Raises:
+        Rejected: it is an error, or another hospital's.
+    """
+    metrics = _numbers_of(reply)
+    if number_of(metrics, "hospital") != expected.hospital:
+        raise Rejected(f"says that it is hospital {metrics['hospital']}, expected {expected.hospital}")
+    return metrics
+
+
+def _numbers_of(reply: Message | None) -> MetricRecord:
+    if reply is None:
+        raise Rejected("no reply")
     if reply.has_error():
         raise Rejected(f"error {reply.error.code}: {reply.error.reason or ''}"[:200])
     metrics = reply.content.metric_records.get("metrics")
     if metrics is None:
         raise Rejected("no numbers, expected some")
-    if number_of(metrics, "hospital") != expected.hospital:
-        raise Rejected(f"says that it is hospital {metrics['hospital']}, expected {expected.hospital}")
-    if records is not None and number_of(metrics, records) != expected.train:
-        raise Rejected(f"tells {metrics[records]} training records, expected {expected.train} as at the start")
     return metrics
 
 
-def array_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Arrays as Flower sends them."""
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def size_of(content: RecordDict) -> int:
+    """The bytes of a message's arrays."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())

@@ -17,7 +17,7 @@ from server.federation_settings import FederationSettings
 from server.validation import Arrays
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
-from shared_model.errors import TooFewHospitals
+from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
@@ -36,6 +36,7 @@ class Federation:
     Attributes:
         run: the server's run directory.
         expected: hospitals to wait for at the start of each seed.
+        least: hospitals without which it does not begin, and without whose metrics it does not end.
         data_digest: names the hospitals' data, where the server can know it.
     """
 
@@ -46,12 +47,14 @@ class Federation:
     models: tuple[str, ...]
     save_scores: bool
     expected: int
+    least: int
     data_digest: str = ""
 
     def experiment(self) -> str:
-        """Names the run by what its rounds depend on, so that no other run's kept state is gone on with."""
-        parts = [self.settings.model_dump(mode="json"), self.federation.model_dump(mode="json")]
-        parts += [self.vocabulary.digest, self.data_digest]  # type: ignore[list-item]
+        """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
+        shaping = {"strategy", "options", "local_epochs", "local_optimizer", "fraction", "transport", "changed_rows"}
+        parts: list[Any] = [self.settings.model_dump(mode="json"), self.vocabulary.digest, self.data_digest]
+        parts.append(self.federation.model_dump(mode="json", include=shaping))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def initial(self, seed: int) -> Arrays:
@@ -75,11 +78,12 @@ class Federation:
             what each fit measured, and what stands in `results.json` about the rounds.
 
         Raises:
-            TooFewHospitals: a round or the tuning ended below the quorum.
-            TemptError: the run directory holds a damaged file, or a hospital has another vocabulary.
+            TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
+            TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
         plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation)
-        hospitals = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
+        hospitals, refused = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
+        self._enough("the start", len(hospitals), refused)
         files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
         pretraining = FitName(PRETRAINING, seed, WHOLE_CONSORTIUM)
         result = files.read()
@@ -93,10 +97,13 @@ class Federation:
         numbers, without = tuning.tune(
             grid, plan, hospitals, shared, self.models, save_scores=self.save_scores, on_hospital=on_done
         )
-        if len(numbers) < self.federation.quorum * len(hospitals):
-            name, why = next(iter(without.items()))
-            raise TooFewHospitals(f"tuning: {len(numbers)} of {len(hospitals)} hospitals; hospital {name}: {why}")
-        return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without)
+        self._enough("tuning", len(numbers), {f"hospital {hospital}": why for hospital, why in without.items()})
+        return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without, refused)
+
+    def _enough(self, phase: str, found: int, without: Mapping[str, str]) -> None:
+        if found < self.least:
+            who = next((f"; {name}: {why}" for name, why in without.items()), "")
+            raise TooFewHospitals(f"{phase}: {found} hospitals of {self.expected}, expected at least {self.least}{who}")
 
 
 def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int) -> Results:
@@ -116,12 +123,25 @@ def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], se
     return found
 
 
-def _about(result: Mapping[str, Any], without: Mapping[int, str]) -> dict[str, Any]:
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that a federation does not follow.
+
+    Raises:
+        TemptError: so it is.
+    """
+    if settings.tuning.selection == "common":
+        raise TemptError(
+            "tuning.selection=common: a federation tunes each hospital by itself; use tuning.selection=hospital"
+        )
+
+
+def _about(result: Mapping[str, Any], without: Mapping[int, str], refused: Mapping[str, str]) -> dict[str, Any]:
     sent = [part["bytes_to_hospital"] + part["bytes_from_hospital"] for part in result["hospitals"].values()]
     return {
         "rounds": result["rounds"],
         "best_round": result["best_epoch"],
         "megabytes_a_hospital": round(sum(sent) / len(sent) / 1e6, 3),
         "hospitals": result["hospitals"],
+        "left_out": dict(refused),
         "not_tuned": {str(hospital): why for hospital, why in without.items()},
     }

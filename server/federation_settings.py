@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from server.strategy import strategy_options
+from server.strategy import Aggregation, known_strategy
 from shared_model.errors import TemptError
 from shared_model.transport import Transport
 
@@ -22,9 +22,11 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     local_optimizer: Literal["reset", "keep"] = Field("reset", description="Adam's moments at the start of a round")
     fraction: float = Field(1.0, gt=0, le=1, description="of the hospitals that train in a round")
     quorum: float = Field(0.5, gt=0, le=1, description="of those asked, whose updates a round needs")
-    timeout: float = Field(3600.0, gt=0, description="seconds that a round waits for replies")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds that an exchange waits for replies; None where no message can be lost"
+    )
     largest_update: float = Field(
-        1000.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
+        10.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
     )
 
     transport: Literal["float32", "bfloat16"] = Field("float32", description="how tensors travel in rounds")
@@ -39,8 +41,10 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     @classmethod
     def _known(cls, value: Any, info: Any) -> Any:
         name = value if info.field_name == "strategy" else info.data.get("strategy")
-        if name is not None:
-            strategy_options(name, {} if info.field_name == "strategy" else value)
+        if name is not None and info.field_name == "options":
+            Aggregation(name, value)
+        elif info.field_name == "strategy":
+            known_strategy(value)
         return value
 
 

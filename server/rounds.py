@@ -10,23 +10,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import Hospital, Plan, array_record, exchange, metrics_of
+from server.exchange import Hospital, Plan, array_record, exchange, is_missing, metrics_of, size_of
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
 from shared_model import checkpoint
 from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.files import private_directory
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.training import Progress, most_epochs, out_of_patience
+
+_LARGEST_LOSS = 1e9
 
 
 @dataclass
@@ -40,12 +43,20 @@ class Participation:
     bytes_from_hospital: int = 0
 
 
+class _Answer(NamedTuple):
+    """What a hospital's reply to a round holds, once it is checked."""
+
+    score: float
+    loss: float
+    update: Arrays | None
+    control: Arrays
+
+
 def drawn(hospitals: Sequence[Hospital], fraction: float, seed: int, number: int) -> list[int]:
     """The hospitals that train in a round: at least one, drawn by (seed, round, id), so that resuming draws alike."""
-    count = max(1, round(fraction * len(hospitals)))
     ids = [h.hospital for h in hospitals if h.train]
     order = sorted(ids, key=lambda h: hashlib.sha256(f"{seed}:round:{number}:{h}".encode()).digest())
-    return sorted(order[:count])
+    return sorted(order[: max(1, round(fraction * len(ids)))])
 
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -57,22 +68,27 @@ def pretrain(
     """Rounds until patience or their number ends; the best round's tensors and the result are in `files` then.
 
     Args:
+        hospitals: who is there. At a resumption those that were agreed on at the start count: one that is not there
+            is missed, one that has come anew waits for the next run.
         initial: the shared tensors to begin with, by name.
-        on_round: gets each round's history row.
+        on_round: gets each round's history row, once the round is kept.
 
     Raises:
         TooFewHospitals: fewer updates of a round were taken than the quorum asks for.
-        TemptError: the checkpoint is damaged, or the disk is full.
+        TemptError: the checkpoint is damaged, the disk is full, or the strategy left what is no number.
     """
     state = _Rounds(plan, hospitals, initial)
     if files.partial.exists():
         state.restore(files.partial)
     began = time.monotonic()
+    private_directory(files.partial.parent)
     while state.go_on():
-        state.round(grid, on_round)
-        files.partial.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        row = state.round(grid)
         state.save(files.partial)
+        if row is not None:
+            on_round(row)
     about = {"model": PRETRAINING, "seed": plan.seed, "hospital": 0, "best_epoch": state.progress.best_epoch}
+    about["experiment"] = plan.experiment
     seconds = max(time.monotonic() - began, sum(row["seconds"] for row in state.progress.history))
     result: dict[str, Any] = about | {
         "seconds": {"fit": round(seconds, 3)},
@@ -80,16 +96,26 @@ def pretrain(
         "hospitals": {str(h): asdict(part) for h, part in state.parts.items()},
         "history": state.progress.history,
     }
+    if not state.selects:
+        result["selected"] = "last round, for want of a validation record"
     tensors = {name: torch.from_numpy(array) for name, array in state.best.items()}
     files.keep_tensors(tensors, about, result)
     return result
+
+
+def rounds_of(files: FitFiles) -> list[dict[str, Any]]:
+    """The rows of the rounds that an unfinished pretraining has kept."""
+    if not files.partial.exists():
+        return []
+    rows: list[dict[str, Any]] = checkpoint.load(files.partial)[1]["progress"]["history"]
+    return rows
 
 
 class _Rounds:
     """Where pretraining is: everything that the next round and a resumption need."""
 
     def __init__(self, plan: Plan, hospitals: Sequence[Hospital], initial: Arrays) -> None:
-        self.plan, self.hospitals = plan, hospitals
+        self.plan, self.hospitals = plan, list(hospitals)
         self.current: Arrays = dict(initial)
         self.best: Arrays = self.current
         self.progress = Progress()
@@ -100,62 +126,76 @@ class _Rounds:
         self._aggregation = Aggregation(federation.strategy, federation.options)
         scaffold = federation.strategy == "scaffold"
         self._control: Arrays = {name: np.zeros_like(array) for name, array in initial.items()} if scaffold else {}
-        self._records = sum(h.train for h in hospitals)
-        self._selects = any(h.validation for h in hospitals)
-        epochs = most_epochs(plan.settings.pretraining, self._records)
+        self._agree()
+
+    def _agree(self) -> None:
+        """What follows from who takes part."""
+        federation = self.plan.federation
+        self._records = sum(h.train for h in self.hospitals)
+        self._validation = sum(h.validation for h in self.hospitals)
+        epochs = most_epochs(self.plan.settings.pretraining, self._records)
         self._last = federation.rounds if federation.rounds is not None else -(-epochs // federation.local_epochs)
+        self._aggregation.check_number(len(drawn(self.hospitals, federation.fraction, self.plan.seed, 1)))
+
+    @property
+    def selects(self) -> bool:
+        """Whether there is a validation record to select the best round by."""
+        return self._validation > 0
 
     def go_on(self) -> bool:
         return not self._ended and self._records > 0
 
-    def round(self, grid: Grid, on_round: OnRound) -> None:
-        """One exchange: the score of the last round, then the next one's updates."""
+    def round(self, grid: Grid) -> dict[str, Any] | None:
+        """One exchange: the score of the last round, then the next one's updates; the row of a round that is scored."""
         began = time.monotonic()
         plan, federation, number = self.plan, self.plan.federation, self.progress.epoch + 1
         asked = drawn(self.hospitals, federation.fraction, plan.seed, number) if number <= self._last else []
-        scoring = self._selects and self._open_row is not None
-        by_id = {h.hospital: h for h in self.hospitals}
-        messages = {
-            h: self._message(grid, by_id[h], number, h in asked, scoring) for h in by_id if h in asked or scoring
-        }
-        score = scored = loss = weight = 0.0
-        taken: dict[int, float] = {}
+        scoring = self.selects and self._open_row is not None
+        by_id = {h.hospital: h for h in self.hospitals if h.hospital in asked or (scoring and h.validation)}
+        messages = self._messages(grid, list(by_id.values()), number, asked, scoring)
+        score = loss = 0.0
+        scored = weight = 0
+        taken: list[int] = []
+        why_not: dict[int, str] = {h: "it is not there" for h in by_id if h not in messages}
         control = {name: array.astype(np.float64) for name, array in self._control.items()}
+        for hospital in why_not:
+            self.parts[hospital].missed += 1
         for hospital, reply in exchange(grid, messages, federation.timeout):
             part, expected = self.parts[hospital], by_id[hospital]
-            part.bytes_to_hospital += _size(messages[hospital].content)
-            if reply is None or (reply.has_error() and reply.error.code < 100):
+            part.bytes_to_hospital += size_of(messages[hospital].content)
+            if reply is None or is_missing(reply):
                 part.missed += 1
+                why_not[hospital] = "no reply"
                 continue
             try:
-                metrics = metrics_of(reply, expected)
-                part.bytes_from_hospital += _size(reply.content)
-                update, own_control = self._update_of(reply) if hospital in asked else (None, {})
-                own_score = number_of(metrics, "score-sum", least=0) if scoring else 0.0
-                own_loss = number_of(metrics, "loss") if update is not None else 0.0
+                answer = self._checked(reply, expected, trains=hospital in asked, scores=scoring)
             except Rejected as why:
                 part.rejected.append(f"round {number}: {why}")
+                why_not[hospital] = str(why)
                 continue
-            score, scored = score + own_score, scored + (expected.validation if scoring else 0)
-            if update is not None:
-                self._aggregation.add(update, expected.train)
-                loss, weight = loss + own_loss * expected.train, weight + expected.train
-                taken[hospital] = own_loss
-                for name, array in own_control.items():
+            part.bytes_from_hospital += size_of(reply.content)
+            if scoring:
+                score, scored = score + answer.score, scored + expected.validation
+            if answer.update is not None:
+                self._aggregation.add(answer.update, expected.train)
+                loss, weight = loss + answer.loss * expected.train, weight + expected.train
+                taken.append(hospital)
+                for name, array in answer.control.items():
+                    # SCAFFOLD: c moves by the hospitals' share of all records
                     control[name] += array.astype(np.float64) * (expected.train / self._records)
-        self._close_row(score / scored if scored else None, on_round)
+        enough = scored >= federation.quorum * self._validation
+        row = self._close_row(score / scored if scored and enough else None)
         if self._ended or not asked:
             self._ended = True
-            return
+            return row
         if len(taken) < federation.quorum * len(asked):
-            raise TooFewHospitals(self._too_few(number, asked, taken))
-        self.current = self._aggregation.finish(number, self.current)
-        self._control = {name: array.astype(np.float32) for name, array in control.items()}
-        for hospital in taken:
-            self.parts[hospital].taken.append(number)
-        self.progress.epoch = number
-        batch = plan.settings.pretraining.batch_size
-        self.progress.step += federation.local_epochs * -(-int(weight) // batch)
+            hospital, why_this = next((h, why) for h, why in why_not.items() if h in asked)
+            raise TooFewHospitals(
+                f"round {number}: the updates of {len(taken)} of {len(asked)} hospitals could be taken, the quorum is "
+                f"{federation.quorum:g}; hospital {hospital}: {why_this}"
+            )
+        self._move(number, taken, control)
+        self.progress.step += federation.local_epochs * -(-weight // plan.settings.pretraining.batch_size)
         self._open_row = {
             "epoch": number,
             "step": self.progress.step,
@@ -163,67 +203,98 @@ class _Rounds:
             "hospitals": len(taken),
             "seconds": round(time.monotonic() - began, 3),
         }
-        if not self._selects:
-            self._close_row(None, on_round)
+        if not self.selects:
+            row = self._close_row(None)
             self._ended = number == self._last
+        return row
 
-    def _message(self, grid: Grid, hospital: Hospital, number: int, train: bool, score: bool) -> Message:
-        federation, part = self.plan.federation, self.parts[hospital.hospital]
-        config = self.plan.config(
-            round=number,
-            train=train,
-            score=score,
-            epochs=federation.local_epochs,
-            alone=len(self.hospitals) == 1,
-            taken=part.taken[-1] if part.taken else 0,
-            **{
-                "first-epoch": (number - 1) * federation.local_epochs + 1,
-                "proximal-mu": proximal_mu(federation.strategy, federation.options),
-                "keep-optimizer": federation.local_optimizer == "keep",
-                "bfloat16": federation.encoding.bfloat16,
-                "changed-rows": federation.encoding.changed_rows,
-            },
-        )
-        content = RecordDict({"arrays": self._outgoing(), "config": config})
-        if self._control and train:
-            content["control"] = array_record(federation.encoding.encode(self._control))
-        return grid.create_message(content, "train.pretrain", hospital.node, str(number), federation.timeout)
-
-    def _outgoing(self) -> ArrayRecord:
-        """The current tensors as a record, made once a round."""
-        if getattr(self, "_sent_for", None) is not self.current:
-            encoded = self.plan.federation.encoding.encode(self.current)
-            self._sent, self._sent_for = array_record(encoded), self.current
-        return self._sent
-
-    def _update_of(self, reply: Message) -> tuple[Arrays, Arrays]:
-        records = reply.content.array_records
+    def _messages(
+        self, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool
+    ) -> dict[int, Message]:
+        """A round's messages; they share the tensors that go out."""
         federation = self.plan.federation
-        update = update_of(records.get("arrays"), self.current, federation.encoding, federation.largest_update)
-        return update, control_of(records.get("control"), self._control, federation.encoding) if self._control else {}
+        arrays = array_record(federation.encoding.encode(self.current))
+        control = array_record(federation.encoding.encode(self._control)) if self._control else None
+        found = {}
+        for h in hospitals:
+            if h.node is None:
+                continue
+            part, train = self.parts[h.hospital], h.hospital in asked
+            config = self.plan.config(
+                round=number,
+                train=train,
+                score=scoring and h.validation > 0,
+                epochs=federation.local_epochs,
+                alone=len(self.hospitals) == 1,
+                taken=part.taken[-1] if part.taken else 0,
+                **{
+                    "first-epoch": (number - 1) * federation.local_epochs + 1,
+                    "proximal-mu": proximal_mu(federation.strategy, federation.options),
+                    "keep-optimizer": federation.local_optimizer == "keep",
+                    "bfloat16": federation.encoding.bfloat16,
+                    "changed-rows": federation.encoding.changed_rows,
+                },
+            )
+            content: dict[str, Any] = {"arrays": arrays, "config": config}
+            if control is not None and train:
+                content["control"] = control
+            message = RecordDict(content)
+            found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), federation.timeout)
+        return found
 
-    def _close_row(self, score: float | None, on_round: OnRound) -> None:
+    def _checked(self, reply: Message, expected: Hospital, *, trains: bool, scores: bool) -> _Answer:
+        """What a reply holds, if all of it is as it should be."""
+        federation, records = self.plan.federation, reply.content.array_records if reply.has_content() else {}
+        metrics = metrics_of(reply, expected)
+        if number_of(metrics, "num-examples") != expected.train:
+            raise Rejected(
+                f"tells {metrics['num-examples']} training records, expected {expected.train} as at the start"
+            )
+        score = loss = 0.0
+        if scores and expected.validation:
+            score = number_of(metrics, "score-sum", least=0, most=expected.validation * (1 + 1e-6))
+        if not trains:
+            return _Answer(score, 0.0, None, {})
+        loss = number_of(metrics, "loss", least=0, most=_LARGEST_LOSS)
+        encoding, largest = federation.encoding, federation.largest_update
+        update = update_of(records.get("arrays"), self.current, encoding, largest)
+        control: Arrays = {}
+        if self._control:
+            control = control_of(records.get("control"), self.current, encoding, largest)
+        return _Answer(score, loss, update, control)
+
+    def _move(self, number: int, taken: Sequence[int], control: Mapping[str, NDArray[np.float64]]) -> None:
+        """The next shared tensors are made of the updates."""
+        self.current = self._aggregation.finish(number, self.current)
+        for name, array in self.current.items():
+            if not np.isfinite(array).all():
+                options = ", ".join(f"{option}={value:g}" for option, value in self.plan.federation.options.items())
+                raise TemptError(
+                    f"round {number}: {self.plan.federation.strategy} left NaN or infinity in tensor {name}; "
+                    f"choose other options ({options or 'the defaults'} now)"
+                )
+        self._control = {name: array.astype(np.float32) for name, array in control.items()}
+        for hospital in taken:
+            self.parts[hospital].taken.append(number)
+        self.progress.epoch = number
+
+    def _close_row(self, score: float | None) -> dict[str, Any] | None:
         """The last round's score has come: is it the best, and is that too long ago?"""
         row, progress = self._open_row, self.progress
         if row is None:
-            return
-        better = score is None or progress.best_score is None or score > progress.best_score
-        if better:
+            return None
+        if self.selects:
+            better = score is not None and (progress.best_score is None or score > progress.best_score)
+        else:
+            better = True
+        if better or progress.best_score is None:
             progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
             self.best = self.current
         row = {key: row[key] for key in ("epoch", "step", "loss")} | {"score": score, "best": better} | row
         progress.history.append(row)
         self._open_row = None
-        self._ended = score is not None and out_of_patience(progress, self.plan.settings.pretraining)
-        on_round(row)
-
-    def _too_few(self, number: int, asked: Sequence[int], taken: Mapping[int, float]) -> str:
-        without = [h for h in asked if h not in taken]
-        why = next((self.parts[h].rejected[-1] for h in without if self.parts[h].rejected), "no reply")
-        return (
-            f"round {number}: the updates of {len(taken)} of {len(asked)} hospitals could be taken, the quorum is "
-            f"{self.plan.federation.quorum:g}; hospital {without[0]}: {why}"
-        )
+        self._ended = self.selects and out_of_patience(progress, self.plan.settings.pretraining)
+        return row
 
     def save(self, path: Path) -> None:
         arrays: dict[str, NDArray[np.generic]] = {f"now.{name}": array for name, array in self.current.items()}
@@ -232,6 +303,8 @@ class _Rounds:
         arrays |= {f"control.{name}": array for name, array in self._control.items()}
         arrays |= {f"server.{name}": array for name, array in self._aggregation.state().items()}
         about = {
+            "experiment": self.plan.experiment,
+            "hospitals": [asdict(replace(h, node=None)) for h in self.hospitals],
             "progress": vars(self.progress),
             "parts": {str(h): asdict(part) for h, part in self.parts.items()},
             "row": self._open_row,
@@ -243,6 +316,8 @@ class _Rounds:
         tensors, about = checkpoint.load(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
+            if about["experiment"] != self.plan.experiment:
+                raise KeyError("its settings differ")
             self.current = _part(arrays, "now.", self.current)
             there = any(name.startswith("best.") for name in arrays)
             self.best = _part(arrays, "best.", self.current) if there else self.current
@@ -250,16 +325,16 @@ class _Rounds:
             self._aggregation.restore(
                 {n.removeprefix("server."): a for n, a in arrays.items() if n.startswith("server.")}
             )
+            nodes = {h.hospital: h.node for h in self.hospitals}
+            agreed = [Hospital(**content) for content in about["hospitals"]]
+            self.hospitals = [replace(h, node=nodes.get(h.hospital)) for h in agreed]
             self.progress = Progress(**about["progress"])
-            self.parts = {h: Participation(**about["parts"][str(h)]) for h in self.parts}
+            self.parts = {int(h): Participation(**part) for h, part in about["parts"].items()}
             self._open_row, self._ended = about["row"], about["ended"]
         except (KeyError, TypeError) as error:
             raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to begin again") from None
+        self._agree()
 
 
 def _part(arrays: Mapping[str, NDArray[np.generic]], prefix: str, like: Arrays) -> Arrays:
     return {name: np.asarray(arrays[f"{prefix}{name}"], dtype=np.float32) for name in like}
-
-
-def _size(content: RecordDict) -> int:
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())

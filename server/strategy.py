@@ -7,6 +7,7 @@ does not grow with hospitals. Median, trimmed mean and Krum need every update at
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -33,28 +34,47 @@ STRATEGIES = sorted({**_MEANS, **_WITH_ALL})
 MOST_AT_ONCE = 100
 """Hospitals of a round whose updates a strategy may hold at once: 1.2 GB of a model of the paper's size."""
 _WEIGHT = "num-examples"
+_BOUNDS = {"beta_1": (0.0, 1.0), "beta_2": (0.0, 1.0), "server_momentum": (0.0, 1.0), "beta": (0.0, 0.5)}
+_BOUNDS |= {"tau": (1e-12, math.inf)}
+"""The least value of an option and what it stays below; others are at least 0."""
 
 
 def strategy_options(name: str, given: Mapping[str, float]) -> dict[str, float]:
     """A strategy's options with their defaults, the given ones on top.
 
     Raises:
-        TemptError: no strategy or option has that name.
+        TemptError: no strategy or option has that name, or an option is out of its bounds.
     """
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, STRATEGIES)
+    known_strategy(name)
     parameters = inspect.signature(_class(name).__init__).parameters.values()
     known = {
         p.name: p.default
         for p in parameters
         if isinstance(p.default, (int, float)) and not p.name.startswith(("fraction_", "min_"))
     }
+    known.pop("eta_l", None)  # Flower takes it and reads it nowhere
+    if name == "fedprox" and "proximal_mu" not in given:
+        raise TemptError("strategy 'fedprox' without proximal_mu is fedavg; give it, such as proximal_mu=0.01")
     for option in given:
         if option not in known:
             if not known:
                 raise TemptError(f"strategy '{name}' has no options; leave {option} out")
             raise unknown(f"option of {name}", option, known)
+        least, below = _BOUNDS.get(option, (0.0, math.inf))
+        if not least <= given[option] < below or (isinstance(known[option], int) and given[option] % 1):
+            kind = "a whole number" if isinstance(known[option], int) else "a number"
+            raise TemptError(f"option {option}={given[option]:g} of {name}: expected {kind} in [{least:g}, {below:g})")
     return known | {option: type(known[option])(value) for option, value in given.items()}
+
+
+def known_strategy(name: str) -> None:
+    """Refuse a name that is no strategy's.
+
+    Raises:
+        TemptError: so it is.
+    """
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
 
 
 def proximal_mu(name: str, options: Mapping[str, float]) -> float:
@@ -77,14 +97,21 @@ class Aggregation:
         """Whether a round's updates are all held at once."""
         return self.name in _WITH_ALL
 
+    def check_number(self, hospitals: int) -> None:
+        """Refuse rounds of so many hospitals that their updates do not fit into memory.
+
+        Raises:
+            TemptError: so it is.
+        """
+        if self.holds_all and hospitals > MOST_AT_ONCE:
+            raise TemptError(
+                f"strategy '{self.name}' holds every update at once, at most {MOST_AT_ONCE}, and {hospitals} hospitals "
+                "train in a round; use a smaller fraction or another strategy"
+            )
+
     def add(self, update: Arrays, records: int) -> None:
         """Take a hospital's update; the same hospitals must come in the same order for the same bits."""
         if self.holds_all:
-            if len(self._all) == MOST_AT_ONCE:
-                raise TemptError(
-                    f"strategy '{self.name}' holds every update at once, at most {MOST_AT_ONCE}; "
-                    "use a smaller --fraction or another strategy"
-                )
             self._all.append((update, records))
             return
         self._weight += records
@@ -105,8 +132,9 @@ class Aggregation:
             self._strategy.current_arrays = _record(current)
         elif hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = dict(current)
-        arrays, _ = self._strategy.aggregate_train(number, [_reply(*update) for update in updates])
-        return {name: np.asarray(array.numpy(), dtype=np.float32) for name, array in arrays.items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is found by who asked for it
+            arrays, _ = self._strategy.aggregate_train(number, [_reply(*update) for update in updates])
+            return {name: np.asarray(array.numpy(), dtype=np.float32) for name, array in arrays.items()}
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """The server optimizer's moments, for the checkpoint."""

@@ -8,9 +8,10 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from server.exchange import Hospital, Plan, array_record, exchange, metrics_of
-from server.validation import Arrays, Rejected, number_of
+from server.validation import Arrays, Rejected, count_of, number_of
 
-_TUNED = ("records", "prauc", "jaccard", "f1", "medications", "best_epoch", "seconds.fit", "seconds.evaluation")
+_MOST = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
+_MOST |= {"best_epoch": 1e9, "seconds.fit": 1e9, "seconds.evaluation": 1e9}
 
 
 def tune(
@@ -36,7 +37,11 @@ def tune(
     config = plan.config(models=list(models), **{"save-scores": save_scores})
     content = RecordDict({"arrays": encoder, "config": config})
     timeout = plan.federation.timeout
-    messages = {h.hospital: grid.create_message(content, "train.tune", h.node, "tune", timeout) for h in hospitals}
+    messages = {
+        h.hospital: grid.create_message(content, "train.tune", h.node, "tune", timeout)
+        for h in hospitals
+        if h.node is not None
+    }
     found: dict[int, dict[str, float]] = {}
     without: dict[int, str] = {}
     by_id = {h.hospital: h for h in hospitals}
@@ -44,9 +49,16 @@ def tune(
         try:
             if reply is None:
                 raise Rejected("no reply")
-            metrics = metrics_of(reply, by_id[hospital], records=None)
-            wanted = [f"{model}.{name}" for model in models for name in _TUNED]
-            found[hospital] = {name: number_of(metrics, name, least=0) for name in wanted}
+            metrics = metrics_of(reply, by_id[hospital])
+            told: dict[str, float] = {}
+            for model in models:
+                records, agreed = count_of(metrics, f"{model}.records"), by_id[hospital].test
+                if records != agreed:
+                    raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
+                told[f"{model}.records"] = records
+                for name, most in _MOST.items():
+                    told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
+            found[hospital] = told
         except Rejected as why:
             without[hospital] = str(why)
         on_hospital(f"tuning of hospital {hospital}, seed {plan.seed}")

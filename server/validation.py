@@ -18,18 +18,32 @@ class Rejected(Exception):
     """A reply that is left out: what was found, and what was expected."""
 
 
-def number_of(metrics: Mapping[str, object], name: str, *, least: float | None = None) -> float:
+def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.inf, most: float = np.inf) -> float:
     """A finite number of a reply.
 
     Raises:
-        Rejected: it is missing, no number, not finite, or below `least`.
+        Rejected: it is missing, no number, not finite, or out of bounds.
     """
     value = metrics.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
         raise Rejected(f"{name} is {str(value)[:40]}, expected a finite number")
-    if least is not None and value < least:
+    if value < least:
         raise Rejected(f"{name} is {value}, expected at least {least:g}")
+    if value > most:
+        raise Rejected(f"{name} is {value}, expected at most {most:g}")
     return value
+
+
+def count_of(metrics: Mapping[str, object], name: str, *, least: float = 0, most: float = np.inf) -> int:
+    """A whole number of a reply.
+
+    Raises:
+        Rejected: it is missing, not whole, or out of bounds.
+    """
+    value = number_of(metrics, name, least=least, most=most)
+    if value != int(value):
+        raise Rejected(f"{name} is {value}, expected a whole number")
+    return int(value)
 
 
 def arrays_of(record: ArrayRecord | None) -> dict[str, NDArray[Any]]:
@@ -62,29 +76,37 @@ def update_of(record: ArrayRecord | None, current: Arrays, transport: Transport,
         update = transport.decode_update(arrays_of(record), current)
     except ValueError as wrong:
         raise Rejected(str(wrong)) from None
-    moved = size = 0.0
     for name, array in update.items():
-        expected = current[name]
         if not np.isfinite(array).all():
             raise Rejected(f"tensor {name} holds NaN or infinity")
-        moved += float(np.square(array - expected, dtype=np.float64).sum())
-        size += float(np.square(expected, dtype=np.float64).sum())
+    moved = sum(float(np.square(update[n].astype(np.float64) - current[n]).sum()) for n in current)
+    size = _squares(current)
     if moved > largest**2 * size:
         raise Rejected(f"the update's norm is {moved**0.5:.3g}, expected at most {largest:g} times {size**0.5:.3g}")
     return update
 
 
-def control_of(record: ArrayRecord | None, like: Arrays, transport: Transport) -> Arrays:
-    """What a hospital's control variate has moved by, finite.
+def control_of(record: ArrayRecord | None, current: Arrays, transport: Transport, largest: float) -> Arrays:
+    """What a hospital's control variate has moved by: the shared tensors' names and shapes, finite, not too far.
+
+    Args:
+        largest: norm of the movement, in norms of the shared tensors.
 
     Raises:
         Rejected: something else came.
     """
     try:
-        control = transport.decode(arrays_of(record), like)
+        control = transport.decode(arrays_of(record), current)
     except ValueError as wrong:
         raise Rejected(f"control variate: {wrong}") from None
     for name, array in control.items():
         if not np.isfinite(array).all():
             raise Rejected(f"control variate: tensor {name} holds NaN or infinity")
+    moved, size = _squares(control), _squares(current)
+    if moved > largest**2 * size:
+        raise Rejected(f"the control variate's norm is {moved**0.5:.3g}, expected at most {largest * size**0.5:.3g}")
     return control
+
+
+def _squares(arrays: Arrays) -> float:
+    return sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values())

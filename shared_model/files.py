@@ -153,6 +153,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+def private_directory(path: Path) -> None:
+    """Make a directory and those above it that are missing, readable for their owner alone (mode 0700)."""
+    for folder in [*reversed(path.parents), path]:
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def check_place(directory: Path, *, mark: str, force: bool) -> None:
     """Refuse an output directory that holds something, unless `force` and it is one of ours."""
     if directory.exists() and not directory.is_dir():

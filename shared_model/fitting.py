@@ -55,6 +55,7 @@ class FitFiles(NamedTuple):
         if not self.result.exists() or not self.tensors.exists():
             return None
         checkpoint.load(self.tensors)
+        self.partial.unlink(missing_ok=True)  # killed between both
         return read_json(self.result)
 
     def keep(

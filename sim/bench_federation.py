@@ -112,8 +112,8 @@ def measure(engine: str, hospitals: int, records: int, pool: RecordSet, folder: 
     """A row, and the largest difference between both ways' tensors."""
     data, run = folder / "data", folder / "run"
     make_partitions(data, pool, hospitals, records)
-    federation = FederationSettings(rounds=_ROUNDS, timeout=1e6)
-    whole = Federation(run, VOCABULARY, SETTINGS, federation, (), False, hospitals)
+    federation = FederationSettings(rounds=_ROUNDS)
+    whole = Federation(run, VOCABULARY, SETTINGS, federation, (), False, hospitals, hospitals)
     ids = list(range(1, hospitals + 1))
     torch.set_num_threads(1)
     plain, expected = plain_loop(data, ids, whole.initial(SEED))
@@ -124,7 +124,7 @@ def measure(engine: str, hospitals: int, records: int, pool: RecordSet, folder: 
     def work(grid: Grid) -> None:
         nonlocal seconds
         plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation)
-        agreed = exchange.greet(grid, plan, VOCABULARY.digest, expected=hospitals)
+        agreed, _ = exchange.greet(grid, plan, VOCABULARY.digest, expected=hospitals)
         began = time.perf_counter()
         rounds.pretrain(grid, plan, agreed, whole.initial(SEED), files, lambda row: memory.append(_resident()))
         seconds = time.perf_counter() - began

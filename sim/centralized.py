@@ -18,10 +18,10 @@ from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
 from shared_model.results import AnyFit, Fit, write_results
+from shared_model.run_directory import versions
 from shared_model.settings import Settings
 from sim.display import Display
 from sim.methods import adapts, method
-from sim.run_directory import versions
 from sim.units import FitUnit, Plan, fit_unit
 from sim.workers import run_units
 

@@ -30,7 +30,7 @@ from shared_model.settings import Settings
 
 def recovered(partition: Partition, settings: Settings, seed: int, epochs: int) -> tuple[set[int], set[int]]:
     """The rows of the embedding table that the hospital's training codes have, and those that its update moves."""
-    whole = Federation(Path(), partition.vocabulary, settings, FederationSettings(), (), False, 1)
+    whole = Federation(Path(), partition.vocabulary, settings, FederationSettings(), (), False, 1, 1)
     shared = {name: torch.from_numpy(array) for name, array in whole.initial(seed).items()}
     network = PretrainingNetwork(settings.encoder, partition.rows, torch.Generator().manual_seed(0))
     local = LocalPretraining(partition, network, settings.pretraining, seed)

@@ -74,11 +74,16 @@ def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | N
 
     init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     init |= {"address": ray_address} if ray_address is not None else {"num_cpus": jobs, "include_dashboard": False}
-    run_simulation(
-        server_app=server,
-        client_app=make_app(place_of),
-        num_supernodes=len(places),
-        backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-    )
+    try:
+        run_simulation(
+            server_app=server,
+            client_app=make_app(place_of),
+            num_supernodes=len(places),
+            backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        )
+    except RuntimeError as error:
+        if not failed:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise TemptError(f"--engine ray: Ray could not do the work: {reason}") from error
     if failed:
         raise failed[0]

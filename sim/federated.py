@@ -15,7 +15,9 @@ from flwr.serverapp import Grid
 from hospital_client.app import Place
 from server.federation import Federation
 from server.federation_settings import FederationSettings
-from shared_model.fitting import FitFiles
+from server.rounds import rounds_of
+from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
 from shared_model.results import FitName, write_results
 from sim.centralized import History, Request, about_of
@@ -52,6 +54,7 @@ def simulate(
         models=request.models,
         save_scores=request.save_scores,
         expected=len(hospitals),
+        least=len(hospitals),
         data_digest=dataset.digest,
     )
 
@@ -64,9 +67,22 @@ def simulate(
             results, about[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=display.advance)
             done.update(results)
 
+    kept = {}  # of runs that ended before: the rounds and fits that stand
+    for seed in request.seeds:
+        for model in (PRETRAINING, *request.models):
+            for hospital in [WHOLE_CONSORTIUM] if model == PRETRAINING else hospitals:
+                files = FitFiles.of(run, seed, model, hospital)
+                rows = files.read() or ({"history": rounds_of(files)} if model == PRETRAINING else None)
+                if rows is not None:
+                    kept[FitName(model, seed, hospital)] = rows
+    history.rewrite(kept)
     display.begin(len(request.seeds) * (1 + len(hospitals)), 0)
     play(
-        engine, [Place(data, hospital, run, request.device) for hospital in hospitals], work, request.jobs, ray_address
+        engine,
+        [Place(data, hospital, run, request.device, request.threads) for hospital in hospitals],
+        work,
+        request.jobs,
+        ray_address,
     )
     for fit in done:  # the same numbers, and the epochs, which a hospital does not tell
         done[fit] = FitFiles.of(run, fit.seed, fit.model, fit.hospital).read() or done[fit]

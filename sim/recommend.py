@@ -14,11 +14,11 @@ from shared_model.errors import TemptError
 from shared_model.files import read_json
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import CodeSets, RecordSet
+from shared_model.run_directory import CONFIG
 from shared_model.settings import Settings
 from shared_model.vocabulary import read_vocabulary
 from sim.centralized import some
 from sim.methods import adapts, method
-from sim.run_directory import CONFIG
 from sim.units import FitUnit, Plan, context_of
 
 

@@ -116,6 +116,9 @@ def _federated(
     local_optimizer: Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")] = "reset",
     fraction: Annotated[float, typer.Option(help="Share of the hospitals that train in a round.")] = 1.0,
     quorum: Annotated[float, typer.Option(help="Share of those whose updates a round needs.")] = 0.5,
+    largest_update: Annotated[
+        float, typer.Option(help="Norm of an update, in norms of the model, above which it is refused.")
+    ] = 10.0,
     transport: Annotated[str, typer.Option(help="float32 or bfloat16: how tensors travel.")] = "float32",
     changed_rows: Annotated[
         bool, typer.Option("--changed-rows", help="Send only the rows of matrices that a hospital moved.")
@@ -136,6 +139,7 @@ def _federated(
         local_optimizer=local_optimizer,
         fraction=fraction,
         quorum=quorum,
+        largest_update=largest_update,
         transport=transport,
         changed_rows=changed_rows,
     )
@@ -198,13 +202,13 @@ def _simulate(
 ) -> None:
     """Make or go on with a run directory, and print its table."""
     from hospital_client.preparation import source_digests
+    from shared_model import run_directory
     from shared_model.files import read_json
     from shared_model.records import read_dataset
     from shared_model.results import RESULTS
     from shared_model.settings import resolve
     from shared_model.vocabulary import write_vocabulary
     from sim import centralized as central
-    from sim import run_directory
     from sim.devices import pick_device
     from sim.display import Display
     from sim.methods import chosen
@@ -254,6 +258,10 @@ def _simulate(
         hospitals=tuple(sorted(options.integers("--hospitals", hospitals))) if hospitals else None,
         command=tuple(["tempt", *sys.argv[1:]]),
     )
+    if federation is not None:
+        from server.federation import check_settings
+
+        check_settings(settings)
     others = {run: read_json(run / RESULTS) for run in beside}
     own = out / run_directory.DATASET
 
@@ -265,7 +273,7 @@ def _simulate(
         return config(dataset, _sources(directory / run_directory.DATASET))
 
     def config(dataset: Dataset, sources: Mapping[str, str]) -> dict[str, Any]:
-        more = {} if federation is None else {"federation": federation.model_dump()}
+        more = {} if federation is None else {"federation": federation.model_dump(), "engine": engine}
         return central.config_of(request, dataset, sources) | more
 
     def read(directory: Path | None) -> Dataset:

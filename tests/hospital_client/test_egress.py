@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from hospital_client import egress
+from hospital_client import app, egress
 from hospital_client.app import Place
 from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
+from server.plain_message import plain_message
 from shared_model import checkpoint
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.transport import Transport
@@ -44,7 +46,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Message], Path
     data = consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
     grid = Listening({h: Place(data, h, run) for h in consortium.SIZES})
     plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(strategy="scaffold", local_optimizer="keep"))
-    hospitals = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+    hospitals, _ = exchange.greet(grid, plan, DATASET.vocabulary.digest)
     files = FitFiles.of(run, 42, PRETRAINING, 0)
     rounds.pretrain(grid, plan, hospitals, initial_tensors(SETTINGS, DATASET, 42), files, lambda row: None)
     shared = {name: tensor.numpy() for name, tensor in checkpoint.load(files.tensors)[0].items()}
@@ -64,41 +66,69 @@ def content_of(reply: Message) -> bytes:
     return b"\0".join(parts)
 
 
-def test_no_reply_holds_a_code_a_drug_or_a_stay(heard: tuple[list[Message], Path]) -> None:
-    replies, _ = heard
+def secrets_in(content: bytes) -> list[bytes]:
+    """The codes, drugs and ids of stays that some bytes hold, in the forms in which they could travel."""
     vocabulary = DATASET.vocabulary
     texts = [*vocabulary.diagnoses, *vocabulary.procedures, *vocabulary.medication_names]
     texts += [str(code) for code in vocabulary.medications]
     secrets = [text.encode() for text in texts]
     for stay in DATASET.records.stay.tolist():
         secrets += [np.int64(stay).tobytes(), np.float64(stay).tobytes(), np.int64(stay).byteswap().tobytes()]
-    assert len(replies) == 4 * 5, "hello, two rounds, the score of the last one, tuning"
+        secrets += [np.float32(stay).tobytes() * 2]
+    found = [secret for secret in secrets if secret in content]
+    stays = {str(stay).encode() for stay in DATASET.records.stay.tolist()}
+    return found + [number for number in re.findall(rb"(?<![\d.])\d+(?![\d.])", content) if number in stays]
+
+
+def test_no_reply_holds_a_code_a_drug_or_a_stay(heard: tuple[list[Message], Path]) -> None:
+    replies, _ = heard
+    assert len(replies) == 4 * 5 - 1, "hello, two rounds, the last one's score where a record validates, tuning"
     for reply in replies:
         assert not reply.has_error()
-        found = content_of(reply)
-        assert [secret for secret in secrets if secret in found] == []
+        assert secrets_in(content_of(reply)) == []
 
 
-def test_the_search_finds_a_stay_that_a_reply_holds(heard: tuple[list[Message], Path]) -> None:
+def test_the_search_finds_what_a_reply_must_not_hold() -> None:
     """So that the test above could fail."""
-    reply = heard[0][0]
-    stay = DATASET.records.stay[0].item()
-    reply.content.metric_records["metrics"]["loss"] = [stay]
-    assert str(stay).encode() in content_of(reply)
-    del reply.content.metric_records["metrics"]["loss"]
+    stay = DATASET.records.stay[7].item()
+    for record in (
+        MetricRecord({"loss": stay}),
+        MetricRecord({"loss": [5, stay]}),
+        ConfigRecord({"vocabulary": DATASET.vocabulary.diagnoses[3]}),
+        ArrayRecord({"w": Array(np.array([0.0, stay]))}),
+        ArrayRecord({"w": Array(np.array([stay, 5]))}),
+    ):
+        message = plain_message(RecordDict({"metrics": record}), "train")
+        assert secrets_in(content_of(message)), record
+
+
+def test_an_error_leaves_as_its_kind_and_place_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = consortium.write_dataset(tmp_path / "dataset", DATASET)
+    stay, code = DATASET.records.stay[0].item(), DATASET.vocabulary.diagnoses[0]
+
+    def fails(*_: object) -> None:
+        raise ValueError(f"stay {stay} has {code}")
+
+    monkeypatch.setattr(app, "read_partition", fails)
+    place = Place(data, 3, tmp_path / "folder")
+    message = plain_message(RecordDict({"config": ConfigRecord({"seed": 42})}), "query.hello", 3, number=1)
+    context = Context(run_id=0, node_id=3, node_config={}, state=RecordDict(), run_config={})
+    reply = app.make_app(lambda context: place)(message, context)
+    assert reply.has_error()
+    assert re.fullmatch(r"ValueError at test_egress\.py:\d+", reply.error.reason or "")
+    assert str(stay) in caplog.text, "the hospital itself is told"
+    assert secrets_in(content_of(plain_message(RecordDict(), "train")) + (reply.error.reason or "").encode()) == []
 
 
 def test_every_reply_stands_in_its_hospitals_ledger(heard: tuple[list[Message], Path]) -> None:
     replies, run = heard
     for hospital in consortium.SIZES:
         lines = [json.loads(line) for line in (run / "egress" / f"{hospital}.jsonl").read_text().splitlines()]
-        assert [(line["kind"], line["round"]) for line in lines] == [
-            ("hello", 0),
-            ("pretrain", 1),
-            ("pretrain", 2),
-            ("pretrain", 3),
-            ("tune", 0),
-        ]
+        last_score = [] if hospital == consortium.WITHOUT_VALIDATION else [("pretrain", 3)]
+        expected = [("hello", 0), ("pretrain", 1), ("pretrain", 2), *last_score, ("tune", 0)]
+        assert [(line["kind"], line["round"]) for line in lines] == expected
         own = [reply for reply in replies if reply.metadata.src_node_id == hospital]
         for line, reply in zip(lines, own, strict=True):
             records = reply.content.array_records
@@ -109,7 +139,7 @@ def test_every_reply_stands_in_its_hospitals_ledger(heard: tuple[list[Message], 
             assert sorted(line["arrays"]) == sorted(sent)
             assert line["bytes"] == sum(array.numpy().nbytes for array in sent.values())
             assert line["numbers"] == dict(reply.content.metric_records["metrics"])
-        assert lines[1]["bytes"] > 0 and lines[3]["bytes"] == lines[4]["bytes"] == 0
+        assert [line["bytes"] > 0 for line in lines] == [round in (1, 2) for _, round in expected]
 
 
 GOOD = {"encoder.embedding": np.zeros((3, 2), np.float32)}

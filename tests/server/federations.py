@@ -13,5 +13,5 @@ from shared_model.settings import Settings
 
 def initial_tensors(settings: Settings, dataset: Dataset, seed: int) -> Arrays:
     """The tensors that a federation begins with."""
-    federation = Federation(Path(), dataset.vocabulary, settings, FederationSettings(), (), False, 1)
+    federation = Federation(Path(), dataset.vocabulary, settings, FederationSettings(), (), False, 1, 1)
     return federation.initial(seed)

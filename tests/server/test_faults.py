@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 
 from hospital_client.app import Place
 from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from shared_model import checkpoint
-from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.errors import TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import initial_tensors
@@ -47,12 +47,6 @@ class HandOnTheLine(InProcessGrid):
     def __init__(self, places: dict[int, Place], tamper: Tamper, hospital: int = BAD, group: str = "2") -> None:
         super().__init__(places, None)
         self._tamper, self._hospital, self._group = tamper, hospital, group
-        self.sent: list[Message] = []
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        messages = list(messages)
-        self.sent += messages
-        return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         replies = []
@@ -76,11 +70,11 @@ def federate(
     """Pretraining and tuning; their results."""
     places = {h: Place(data, h, run) for h in consortium.SIZES}
     grid = HandOnTheLine(places, tamper, group=group)
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(**federation))
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(**{"timeout": 3600.0, **federation}))
     files = FitFiles.of(run, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
-        hospitals = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+        hospitals, _ = exchange.greet(grid, plan, DATASET.vocabulary.digest)
         initial = initial_tensors(SETTINGS, DATASET, 42)
         result = rounds.pretrain(grid, plan, hospitals, initial, files, lambda row: None)
         tensors = {name: tensor.numpy() for name, tensor in checkpoint.load(files.tensors)[0].items()}
@@ -90,11 +84,11 @@ def federate(
     return result, tensors, tuned
 
 
-def _arrays(change: Callable[[dict[str, np.ndarray]], Any]) -> Tamper:
+def _arrays(change: Callable[[dict[str, np.ndarray]], Any], record: str = "arrays") -> Tamper:
     def tamper(reply: Message) -> Message:
-        arrays = {name: array.numpy().copy() for name, array in reply.content.array_records["arrays"].items()}
+        arrays = {name: array.numpy().copy() for name, array in reply.content.array_records[record].items()}
         arrays = change(arrays) or arrays
-        reply.content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        reply.content[record] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         return reply
 
     return tamper
@@ -113,6 +107,14 @@ def _numbers(**changed: Any) -> Tamper:
 def _error(code: int) -> Tamper:
     error = Error(code, "FloatingPointError at local_pretraining.py:1")
     return lambda reply: Message(error, metadata=reply.metadata)  # type: ignore[call-overload]
+
+
+def _without(record: str) -> Tamper:
+    def tamper(reply: Message) -> Message:
+        del reply.content[record]
+        return reply
+
+    return tamper
 
 
 EMBEDDING = "encoder.embedding"
@@ -152,7 +154,11 @@ FAULTS: dict[str, tuple[Tamper, list[str]]] = {
     "no records": (_numbers(num_examples=None), ["num-examples", "expected a finite number"]),
     "another hospital": (_numbers(hospital=3), ["hospital 3", "expected 8"]),
     "a loss of NaN": (_numbers(loss=float("nan")), ["loss is nan"]),
+    "a loss beyond all bounds": (_numbers(loss=1e308), ["loss is 1e+308", "at most"]),
     "a score below zero": (_numbers(score_sum=-1.0), ["score-sum is -1.0"]),
+    "a score above all records": (_numbers(score_sum=2.1), ["score-sum is 2.1", "at most 2"]),
+    "no numbers at all": (_without("metrics"), ["no numbers"]),
+    "no tensors at all": (_without("arrays"), ["no tensors"]),
     "an error of its own": (_error(100), ["error 100", "FloatingPointError at local_pretraining.py:1"]),
 }
 
@@ -203,7 +209,7 @@ def test_an_unavailable_hospital_is_missed_not_rejected(data: Path, tmp_path: Pa
 
 
 def test_below_the_quorum_the_round_fails_by_name(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: round 2: .*NaN"):
+    with pytest.raises(TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: tensor .*NaN"):
         federate(data, tmp_path, FAULTS["NaN"][0], quorum=0.9)
 
 
@@ -213,18 +219,80 @@ def test_a_hospital_whose_tuning_fails_is_named(data: Path, tmp_path: Path) -> N
     assert without == {8: "error 100: FloatingPointError at local_pretraining.py:1"}
 
 
-def test_a_hospital_with_another_vocabulary_is_named(data: Path, tmp_path: Path) -> None:
-    places = {h: Place(data, h, tmp_path) for h in consortium.SIZES}
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings())
-    with pytest.raises(TemptError, match=r"hospital 3: its vocabulary has the digest [0-9a-f]{12}, expected ffff"):
-        exchange.greet(InProcessGrid(places, None), plan, "f" * 64)
+def _text(reply: Message) -> Message:
+    reply.content["config"] = ConfigRecord({"vocabulary": "f" * 64})
+    return reply
 
 
-def test_two_nodes_of_one_hospital_are_refused(data: Path, tmp_path: Path) -> None:
-    places = {1: Place(data, 3, tmp_path), 2: Place(data, 3, tmp_path)}
+HELLOS: dict[str, tuple[Tamper, str]] = {
+    "another vocabulary": (_text, "hospital 8's vocabulary has the digest 'ffffffffffff'"),
+    "no digest": (_without("config"), "digest ''"),
+    "no numbers": (_without("metrics"), "no numbers"),
+    "hospital 0": (_numbers(hospital=0), "hospital is 0, expected at least 1"),
+    "half a record": (_numbers(train=23.5), "train is 23.5, expected a whole number"),
+    "records without end": (_numbers(train=10**12), "train is 1000000000000, expected at most"),
+    "NaN records": (_numbers(validation=float("nan")), "validation is nan"),
+    "an error": (_error(100), "error 100: FloatingPointError"),
+    "nothing": (lambda reply: None, "no reply"),
+}
+
+
+@pytest.mark.parametrize("hello", HELLOS)
+def test_a_hello_that_is_wrong_leaves_that_hospital_out_by_name_and_no_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hello: str
+) -> None:
+    monkeypatch.setattr(exchange, "time", Clock())
+    tamper, words = HELLOS[hello]
+    grid = HandOnTheLine({h: Place(data, h, tmp_path) for h in consortium.SIZES}, tamper, group="hello")
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(timeout=60))
+    hospitals, refused = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+    assert [h.hospital for h in hospitals] == [3, 21, 34]
+    assert list(refused) == ["node 8"] and words in refused["node 8"], refused
+
+
+def test_two_nodes_that_say_they_are_one_hospital_are_both_left_out(data: Path, tmp_path: Path) -> None:
+    places = {1: Place(data, 3, tmp_path), 2: Place(data, 3, tmp_path), 3: Place(data, 8, tmp_path)}
     plan = exchange.Plan("test", 42, SETTINGS, FederationSettings())
-    with pytest.raises(TemptError, match="hospital 3: two nodes"):
-        exchange.greet(InProcessGrid(places, None), plan, DATASET.vocabulary.digest)
+    hospitals, refused = exchange.greet(InProcessGrid(places, None), plan, DATASET.vocabulary.digest)
+    assert [h.hospital for h in hospitals] == [8]
+    assert refused == {"hospital 3": "2 nodes say that they are it; none can be believed"}
+
+
+CONTROLS: dict[str, tuple[Callable[[dict[str, np.ndarray]], Any], str]] = {
+    "NaN": (_nan, "control variate: tensor encoder.embedding holds NaN"),
+    "a huge norm": (_huge, "the control variate's norm"),
+    "another shape": (lambda a: a | {EMBEDDING: a[EMBEDDING][1:]}, "control variate: tensor encoder.embedding is"),
+    "a missing tensor": (lambda a: {n: x for n, x in a.items() if n != EMBEDDING}, "control variate: tensor"),
+}
+
+
+@pytest.mark.parametrize("fault", CONTROLS)
+def test_a_faulty_control_variate_is_left_out_with_its_update(data: Path, tmp_path: Path, fault: str) -> None:
+    change, words = CONTROLS[fault]
+    result, _, _ = federate(data, tmp_path, _arrays(change, "control"), strategy="scaffold")
+    (reason,) = result["hospitals"][str(BAD)]["rejected"]
+    assert words in reason
+    assert result["hospitals"][str(BAD)]["taken"] == [1, 3]
+
+
+TUNED = {
+    "a score above 1": ({"finetune-freeze.prauc": 1.5}, "finetune-freeze.prauc is 1.5, expected at most 1"),
+    "more test records": ({"finetune-freeze.records": 9}, "tells 9 test records, expected 4 as at the start"),
+    "no score": ({"finetune-freeze.f1": None}, "finetune-freeze.f1 is None"),
+}
+
+
+@pytest.mark.parametrize("fault", TUNED)
+def test_test_metrics_that_cannot_be_are_left_out_by_name(data: Path, tmp_path: Path, fault: str) -> None:
+    changed, words = TUNED[fault]
+
+    def tamper(reply: Message) -> Message:
+        numbers = dict(reply.content.metric_records["metrics"]) | changed
+        reply.content["metrics"] = MetricRecord({name: v for name, v in numbers.items() if v is not None})
+        return reply
+
+    _, _, (numbers, without) = federate(data, tmp_path, tamper, group="tune")
+    assert sorted(numbers) == [3, 21, 34] and words in without[8], without
 
 
 def test_an_update_is_undone_at_a_hospital_whose_update_was_not_taken(data: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_one_hospital_with_its_optimizer_kept_is_the_centralized_run_bit_for_bit
     data: Path, tmp_path: Path, strategy: str
 ) -> None:
     federation = ["--local-optimizer", "keep", "--strategy", strategy]
+    federation += ["--strategy-option", "proximal_mu=0"] if strategy == "fedprox" else []
     assert tempt(arguments("centralized", data, tmp_path / "c", "--hospitals", ONE, epochs=8, patience=2)) == 0
     more = ["--hospitals", ONE, *federation]
     assert tempt(arguments("federated", data, tmp_path / "f", *more, epochs=8, patience=2)) == 0
@@ -178,6 +179,37 @@ def test_run_that_ends_after_any_round_and_is_resumed_changes_no_bit(
         assert_same(without_ledger(fingerprint(out)), without_ledger(fingerprint(tmp_path / "whole")))
 
 
+def test_a_hospital_that_cannot_work_ends_the_run_in_words(
+    data: Path, federated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's own machine: a damaged file is told as in a centralized run, not as a rejected reply."""
+    for jobs in ("1", "2"):
+        out = tmp_path / f"run-{jobs}"
+        shutil.copytree(federated, out)
+        (out / "checkpoints/seed-42/tempt/8.safetensors").write_bytes(b"half")
+        capsys.readouterr()
+        assert tempt(arguments("federated", data, out, "--save-scores", "--resume", "--jobs", jobs)) == 2
+        said = capsys.readouterr()
+        assert "8.safetensors: damaged checkpoint" in said.err and "Traceback" not in said.err
+        assert "PRAUC" not in said.out
+
+
+def test_tuning_of_another_encoder_is_not_told_as_this_ones(data: Path, federated: Path, tmp_path: Path) -> None:
+    from hospital_client.local_tuning import tune
+    from hospital_client.partition import read_partition
+
+    shared = encoder(federated)
+    other = {name: tensor + 0.1 for name, tensor in shared.items()}
+    cpu, partition = torch.device("cpu"), read_partition(data, 8)
+    told = [
+        tune(partition, tmp_path, tensors, ["tempt"], consortium.settings(), 42, cpu, save_scores=False)["tempt"]
+        for tensors in (shared, other, other, shared)
+    ]
+    assert told[0]["basis"] == told[3]["basis"] != told[1]["basis"]
+    assert told[1] == told[2], "what is done is not done again"
+    assert told[0]["history"] != told[1]["history"]
+
+
 def without_ledger(content: dict[str, Any]) -> dict[str, Any]:
     """A ledger tells of every answer, also of those that were given twice; kept state ends with the last answer."""
     return {name: value for name, value in content.items() if not name.startswith(("egress/", "kept/"))}
@@ -226,7 +258,8 @@ def test_a_mistake_in_a_ray_federation_is_one_line(data: Path, tmp_path: Path) -
 def test_every_strategy_ends_with_finite_tensors_and_a_table(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
-    assert tempt(arguments("federated", data, tmp_path / "run", "--strategy", strategy)) == 0
+    more = ["--strategy-option", "proximal_mu=0.1"] if strategy == "fedprox" else []
+    assert tempt(arguments("federated", data, tmp_path / "run", "--strategy", strategy, *more)) == 0
     assert all(bool(torch.isfinite(tensor).all()) for tensor in encoder(tmp_path / "run").values())
     about = read_json(tmp_path / "run" / "results.json")["federation"]["seeds"]["42"]
     assert about["rounds"] == 2
@@ -308,7 +341,13 @@ def test_rows_of_other_runs_stand_beside(
     ("options", "words"),
     [
         (["--strategy", "fedavgg"], ["unknown strategy 'fedavgg'", "did you mean 'fedavg'"]),
-        (["--strategy", "fedprox", "--strategy-option", "mu=1"], ["option of fedprox 'mu'", "proximal_mu"]),
+        (["--strategy", "fedprox"], ["fedprox", "proximal_mu=0.01"]),
+        (["--strategy", "fedavgm", "--strategy-option", "momentum=1"], ["option of fedavgm", "server_momentum"]),
+        (["--strategy", "fedadam", "--strategy-option", "tau=0"], ["tau=0", "1e-12"]),
+        (["--strategy", "fedadam", "--strategy-option", "beta_1=1"], ["beta_1=1", "[0, 1)"]),
+        (["--strategy", "fedtrimmedavg", "--strategy-option", "beta=0.7"], ["beta=0.7", "[0, 0.5)"]),
+        (["--strategy", "krum", "--strategy-option", "num_malicious_nodes=1.5"], ["num_malicious_nodes", "whole"]),
+        (["--set", "tuning.selection=common"], ["tuning.selection=common", "hospital"]),
         (["--strategy", "fedmedian", "--strategy-option", "mu=1"], ["fedmedian", "no options"]),
         (
             ["--strategy", "fedprox", "--strategy-option", "proximal_mu"],

@@ -105,7 +105,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("tempt", "torch", "numpy", "pandas"):
+    for name in ("tempt", "torch", "numpy", "pandas", "flwr", "ray"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

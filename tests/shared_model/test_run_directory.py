@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from shared_model import run_directory
 from shared_model.errors import TemptError
-from sim import run_directory
 from tests.sim.consortium import tree
 
 

@@ -1,0 +1,68 @@
+"""What a hospital keeps is of the last update that the server took, whatever happened to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hospital_client.kept_state import KeptState
+
+
+def of(number: float) -> dict[str, torch.Tensor]:
+    return {"step": torch.tensor([number])}
+
+
+def found(state: KeptState, taken: int) -> float | None:
+    tensors = state.of_round(taken)
+    return None if tensors is None else tensors["step"].item()
+
+
+def test_an_update_that_was_taken_is_gone_on_with_and_one_that_was_not_is_forgotten(tmp_path: Path) -> None:
+    state = KeptState(tmp_path / "a" / "hospital")
+    assert found(state, 0) is None
+    state.propose(1, of(1))
+    assert found(state, 1) == 1
+    state.propose(2, of(2))
+    assert found(state, 1) == 1, "round 2's update was not taken"
+    state.propose(3, of(3))
+    assert found(state, 3) == 3
+    assert found(state, 3) == 3, "asked twice"
+
+
+def test_a_round_that_is_asked_for_again_begins_from_the_same_state(tmp_path: Path) -> None:
+    state = KeptState(tmp_path)
+    state.propose(1, of(1))
+    assert found(state, 1) == 1
+    state.propose(2, of(2))
+    assert found(state, 1) == 1
+    state.propose(2, of(2.5))
+    assert found(state, 2) == 2.5
+
+
+def test_a_first_update_that_was_never_taken_leaves_nothing(tmp_path: Path) -> None:
+    state = KeptState(tmp_path)
+    state.propose(1, of(1))
+    assert found(state, 0) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["kept.safetensors", "pending.safetensors"])
+def test_a_damaged_file_is_as_a_lost_one(tmp_path: Path, name: str) -> None:
+    state = KeptState(tmp_path)
+    state.propose(1, of(1))
+    if name.startswith("kept"):
+        assert found(state, 1) == 1
+    (tmp_path / name).write_bytes(b"half")
+    assert found(state, 1) is None
+    state.propose(2, of(2))
+    assert found(state, 2) == 2
+
+
+def test_what_is_forgotten_is_gone_and_others_stay(tmp_path: Path) -> None:
+    one, other = KeptState(tmp_path / "1"), KeptState(tmp_path / "2")
+    one.propose(1, of(1))
+    other.propose(1, of(7))
+    one.forget()
+    assert found(one, 1) is None and found(other, 1) == 7
