@@ -76,13 +76,13 @@ def update_of(record: ArrayRecord | None, current: Arrays, transport: Transport,
         update = transport.decode_update(arrays_of(record), current)
     except ValueError as wrong:
         raise Rejected(str(wrong)) from None
-    for name, array in update.items():
-        if not np.isfinite(array).all():
-            raise Rejected(f"tensor {name} holds NaN or infinity")
-    moved = sum(float(np.square(update[n].astype(np.float64) - current[n]).sum()) for n in current)
-    size = _squares(current)
-    if moved > largest**2 * size:
-        raise Rejected(f"the update's norm is {moved**0.5:.3g}, expected at most {largest:g} times {size**0.5:.3g}")
+    _check(
+        "the update",
+        update,
+        {name: update[name].astype(np.float64) - current[name] for name in current},
+        current,
+        largest,
+    )
     return update
 
 
@@ -99,14 +99,18 @@ def control_of(record: ArrayRecord | None, current: Arrays, transport: Transport
         control = transport.decode(arrays_of(record), current)
     except ValueError as wrong:
         raise Rejected(f"control variate: {wrong}") from None
-    for name, array in control.items():
-        if not np.isfinite(array).all():
-            raise Rejected(f"control variate: tensor {name} holds NaN or infinity")
-    moved, size = _squares(control), _squares(current)
-    if moved > largest**2 * size:
-        raise Rejected(f"the control variate's norm is {moved**0.5:.3g}, expected at most {largest * size**0.5:.3g}")
+    _check("the control variate", control, control, current, largest)
     return control
 
 
-def _squares(arrays: Arrays) -> float:
+def _check(what: str, came: Arrays, moved: Mapping[str, NDArray[Any]], current: Arrays, largest: float) -> None:
+    for name, array in came.items():
+        if not np.isfinite(array).all():
+            raise Rejected(f"{what}: tensor {name} holds NaN or infinity")
+    norm, size = _squares(moved) ** 0.5, _squares(current) ** 0.5
+    if norm > largest * size:
+        raise Rejected(f"{what}: its norm is {norm:.3g}, expected at most {largest:g} times {size:.3g}")
+
+
+def _squares(arrays: Mapping[str, NDArray[Any]]) -> float:
     return sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values())

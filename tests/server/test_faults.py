@@ -209,7 +209,9 @@ def test_an_unavailable_hospital_is_missed_not_rejected(data: Path, tmp_path: Pa
 
 
 def test_below_the_quorum_the_round_fails_by_name(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: tensor .*NaN"):
+    with pytest.raises(
+        TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: the update: tensor .*NaN"
+    ):
         federate(data, tmp_path, FAULTS["NaN"][0], quorum=0.9)
 
 
@@ -259,8 +261,8 @@ def test_two_nodes_that_say_they_are_one_hospital_are_both_left_out(data: Path, 
 
 
 CONTROLS: dict[str, tuple[Callable[[dict[str, np.ndarray]], Any], str]] = {
-    "NaN": (_nan, "control variate: tensor encoder.embedding holds NaN"),
-    "a huge norm": (_huge, "the control variate's norm"),
+    "NaN": (_nan, "the control variate: tensor encoder.embedding holds NaN"),
+    "a huge norm": (_huge, "the control variate: its norm"),
     "another shape": (lambda a: a | {EMBEDDING: a[EMBEDDING][1:]}, "control variate: tensor encoder.embedding is"),
     "a missing tensor": (lambda a: {n: x for n, x in a.items() if n != EMBEDDING}, "control variate: tensor"),
 }
