@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow bench bench-prepare bench-federation lint clean
+.PHONY: help setup demo test test-slow test-faults bench bench-prepare bench-federation lint clean
 
 # The first of these that is 3.11 or newer, else python3, which `setup` then refuses in plain words.
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -46,10 +46,13 @@ demo: setup ## the main job on a made-up consortium (under 5 minutes)
 	@$(BIN)/tempt simulate centralized --out runs/demo --force
 
 test: setup ## the fast tests
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow and not faults'
 
 test-slow: setup ## the slow tests
 	@$(BIN)/python -m pytest -m slow
+
+test-faults: setup ## federations of real processes, some of which are killed
+	@$(BIN)/python -m pytest -m faults
 
 bench: setup ## records a second, against the plain way and the machine
 	@$(BIN)/python -m sim.bench

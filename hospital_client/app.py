@@ -47,6 +47,7 @@ class Place:
         partition: the dataset directory that holds its records.
         folder: what the hospital keeps, in a run directory's layout.
         threads: of torch; the last bits of what it computes depend on them.
+        alone: the folder is this hospital's alone, so it also says what the hospital's own models are made with.
     """
 
     partition: Path
@@ -54,6 +55,7 @@ class Place:
     folder: Path
     device: str = "cpu"
     threads: int = 1
+    alone: bool = False
 
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
@@ -172,16 +174,19 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
     config = content.config_records["config"]
     place.kept_state(config).forget()  # rounds are over
+    partition, settings, seed = _partition(place), _settings(config), _integer(config, "seed")
     results = local_tuning.tune(
-        _partition(place),
+        partition,
         place.folder,
         _tensors(_arrays(content.array_records["arrays"]), place),
         cast(list[str], config["models"]),
-        _settings(config),
-        _integer(config, "seed"),
+        settings,
+        seed,
         torch.device(place.device),
         save_scores=bool(config["save-scores"]),
     )
+    if place.alone:
+        local_tuning.describe(place.folder, partition, settings, seed, results)
     return Reply({"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}, {}, {}, {})
 
 
@@ -268,7 +273,7 @@ def _of_node(context: Context) -> Place:
     config = context.node_config
     if "hospital-id" in config:
         folder, device = Path(str(config["folder"])), str(config.get("device", "cpu"))
-        return Place(Path(str(config["partition"])), int(config["hospital-id"]), folder, device)
+        return Place(Path(str(config["partition"])), int(config["hospital-id"]), folder, device, alone=True)
     run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
     data = Path(str(run["data"]))
     hospitals = sorted(int(path.name) for path in (data / "hospitals").iterdir() if path.name.isdecimal())

@@ -18,12 +18,14 @@ from torch import Tensor
 from hospital_client.partition import Partition
 from shared_model import checkpoint
 from shared_model.adaptation import adaptation
-from shared_model.files import private_directory
+from shared_model.files import private_directory, write_json
 from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context
 from shared_model.records import records_digest
+from shared_model.results import FitName, write_results
 from shared_model.settings import Settings
+from shared_model.vocabulary import write_vocabulary
 
 
 def tune(
@@ -80,6 +82,25 @@ def tune(
             result = files.keep(model, context, fitted, measured, began)
         results[model] = result
     return results
+
+
+def describe(
+    folder: Path, partition: Partition, settings: Settings, seed: int, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write what a run directory says of itself, so that `tempt recommend` answers from the hospital's folder alone."""
+    about = {
+        "format": 1,
+        "mode": "federated",
+        "settings": settings.model_dump(mode="json"),
+        "models": list(results),
+        "seeds": [seed],
+        "hospitals": [partition.hospital],
+    }
+    write_vocabulary(folder / "vocabulary.json", partition.vocabulary)
+    write_json(folder / "config.json", about)
+    done = {FitName(model, seed, partition.hospital): result for model, result in results.items()}
+    head = {"mode": "federated", "dataset": {"vocabulary": partition.vocabulary.digest, "hospitals": 1}}
+    write_results(folder, head, done, list(results), [seed])
 
 
 def _holds(path: Path, shared: Mapping[str, Tensor]) -> bool:

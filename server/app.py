@@ -21,7 +21,7 @@ from server.rounds import rounds_of
 from shared_model import run_directory
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
-from shared_model.files import write_text
+from shared_model.files import write_json, write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
@@ -35,7 +35,16 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's configuration describes."""
-    run_federation(grid, context.run_config)
+    config = context.run_config
+    status = Path(str(config["status-file"])) if config["status-file"] else None
+    try:
+        run_federation(grid, config)
+    except TemptError as error:
+        if status is not None:
+            write_json(status, {"status": error.status, "error": str(error)})
+        raise
+    if status is not None:
+        write_json(status, {"status": 0})
 
 
 def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def greet(
     until = time.monotonic() + (timeout if timeout is not None else _GREETING_SECONDS)
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
+    names = {info.node_id: info.name for info in grid.get_nodes()}
     content = RecordDict({"config": plan.config()})
     messages = {node: grid.create_message(content, "query.hello", node, "hello", timeout) for node in nodes}
     claims: dict[int, list[Hospital]] = {}
@@ -75,6 +76,8 @@ def greet(
     for node, reply in exchange(grid, messages, timeout):
         try:
             found = _hospital_of(node, reply, vocabulary_digest)
+            if names.get(node, "") not in ("", f"hospital-{found.hospital}"):
+                raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {found.hospital}")
             claims.setdefault(found.hospital, []).append(found)
         except Rejected as why:
             refused[f"node {node}"] = str(why)

@@ -16,6 +16,8 @@ import click
 import typer
 import typer.core
 
+from hospital_client import cli as hospital
+from server import cli as coordination
 from shared_model.errors import TemptError, of_the_system
 from sim.commands import data, recommend, simulate
 
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.command("synth")(data.synth)
 app.command("prepare")(data.prepare)
 app.add_typer(simulate.app, name="simulate")
+app.add_typer(hospital.app, name="hospital")
+app.add_typer(coordination.app, name="server")
 app.command("recommend")(recommend.recommend)
 
 
@@ -83,9 +87,11 @@ def run(arguments: list[str]) -> int:
 
 def _kept(arguments: list[str]) -> str:
     """What a command that was ended leaves."""
-    return (
-        "; what is finished is kept, go on with --resume" if arguments[:1] == ["simulate"] else "; nothing was written"
-    )
+    if arguments[:1] == ["simulate"]:
+        return "; what is finished is kept, go on with --resume"
+    if arguments[1:2] == ["launch"]:
+        return "; what is finished is kept, the same command goes on"
+    return "; nothing was written"
 
 
 def _mistake(message: str, status: int = TemptError.status) -> int:

@@ -137,7 +137,7 @@ def test_help_of_simulate_names_every_option_of_the_design(capsys: Capture) -> N
         (["--resume", "--force"], ["--resume", "--force"]),
         (["--min-records", "0"], ["--min-records", "0"]),
         (["--observation-window", "0"], ["--observation-window", "0"]),
-        (["--set", "tuning.patience"], ["--set tuning.patience", "FIELD=VALUE"]),
+        (["--set", "tuning.patience"], ["--set tuning.patience", "NAME=VALUE"]),
         (["--set", "tuning.epoch=5"], ["--set tuning.epoch=5", "did you mean", "tuning.epochs"]),
         (["--set", "epochs=5"], ["--set epochs=5", "did you mean", ".epochs"]),
         (["--set", "tuning=5"], ["--set tuning=5", "no such field"]),

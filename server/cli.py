@@ -1,0 +1,85 @@
+"""`tempt server`: what coordinates a federation's hospitals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared_model.errors import TemptError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The server of a federation.")
+
+
+@app.callback()
+def _group() -> None:
+    """The server of a federation."""
+
+
+@app.command("keys")
+def keys(
+    directory: Annotated[Path, typer.Argument(help="Where they are written.")],
+    hospitals: Annotated[str, typer.Option(help="The hospitals' ids, with commas.")],
+    hosts: Annotated[str, typer.Option(help="Names and addresses by which they reach the server.")] = "localhost",
+    force: Annotated[bool, typer.Option("--force", help="Replace what this command made there before.")] = False,
+) -> None:
+    """Make a test network's CA, the server's certificate, and a key for each hospital.
+
+    Example: tempt server keys keys --hospitals 5,7 --hosts tempt.example.org
+    """
+    from server.keys import make_keys
+
+    try:
+        ids = [int(word) for word in hospitals.split(",")]
+    except ValueError:
+        ids = []
+    if not ids or min(ids) < 1 or len(set(ids)) < len(ids):
+        raise TemptError(f"--hospitals {hospitals}: expected different whole numbers from 1 on, such as 5,7")
+    make_keys(directory, [host.strip() for host in hosts.split(",") if host.strip()], ids, force=force)
+    print(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
+
+
+@app.command("launch")
+def launch(
+    keys: Annotated[Path, typer.Option(help="What `tempt server keys` made.")],
+    vocabulary: Annotated[Path, typer.Option(help="A directory with the agreed vocabulary.json.")],
+    out: Annotated[Path, typer.Option(help="The run directory; an unfinished run there goes on.")],
+    hospitals: Annotated[int, typer.Option(min=1, help="Hospitals to wait for at the start.")],
+    host: Annotated[str, typer.Option(help="The address that hospitals reach.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8443,
+    models: Annotated[str, typer.Option(help="What hospitals tune, with commas between them.")] = "tempt",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "42",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting.")] = None,
+    strategy: Annotated[str, typer.Option(help="How updates are averaged.")] = "fedavg",
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds at most; 0: as pretraining.epochs says.")] = 0,
+    local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
+    quorum: Annotated[float, typer.Option(help="Share of the hospitals that a round needs.")] = 0.5,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for replies.")] = 3600.0,
+) -> None:
+    """Start the server's processes, run one federation to its end, and print its metrics.
+
+    Example: tempt server launch --keys keys --vocabulary dataset --out run --hospitals 2
+    """
+    from server.launch import ServerPlace
+    from server.launch import launch as run_to_the_end
+
+    config = {
+        "vocabulary": str(vocabulary.absolute()),
+        "hospitals": hospitals,
+        "models": models,
+        "seeds": seeds,
+        "set": " ".join(set_ or []),
+        "strategy": strategy,
+        "rounds": rounds,
+        "local-epochs": local_epochs,
+        "quorum": quorum,
+        "timeout": timeout,
+    }
+    place = ServerPlace(keys, out, host, port)
+    content = run_to_the_end(place, config, lambda line: print(line, file=sys.stderr, flush=True))
+    for name, model in content["models"].items():
+        means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
+        print(f"{name}: {means}")
+    print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")

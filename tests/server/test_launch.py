@@ -1,0 +1,122 @@
+"""What a deployment is started with, and how its processes are kept; no federation runs here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.proto.node_pb2 import NodeInfo
+
+from hospital_client.app import Place
+from hospital_client.launch import reason
+from server import exchange
+from server.federation_settings import FederationSettings
+from server.launch import ServerPlace, front_configuration
+from server.run_config import RUN_CONFIG
+from shared_model.supervision import Kept, ended_together
+from sim.cli import run as tempt
+from sim.inprocess_grid import InProcessGrid
+from tests.sim import consortium
+from tests.sim.consortium import ROOT
+
+
+def test_options_of_a_deployment_are_those_of_flwr_run() -> None:
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert app["config"] == RUN_CONFIG
+    assert {name: type(value) for name, value in app["config"].items()} == {n: type(v) for n, v in RUN_CONFIG.items()}
+
+
+def test_the_front_passes_the_fleet_alone_and_verifies_the_superlink(tmp_path: Path) -> None:
+    text = front_configuration(ServerPlace(tmp_path / "the keys", tmp_path / "run", "10.0.0.9", 8443), 9999)
+    assert "listen 10.0.0.9:8443 ssl;" in text
+    assert text.count("proxy_pass") == 1 and "proxy_pass https://127.0.0.1:9999;" in text
+    assert text.index("location /v1/fleet/ {") < text.index("proxy_pass") < text.index("location / { return 403; }")
+    assert "proxy_ssl_verify on;" in text and f'"{tmp_path}/the keys/ca.pem"' in text
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[code: 2004] Failed to activate SuperNode.", "does not know this key"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "--root-certificates"),
+        ("IP address mismatch, certificate is not valid for '10.0.0.9'.", "lacks the address"),
+        ("INFO : Starting Flower SuperNode", None),
+    ],
+)
+def test_an_exit_is_told_in_plain_words(line: str, words: str | None) -> None:
+    found = reason(line)
+    assert found is None if words is None else found is not None and words in found
+
+
+def test_a_key_registered_for_another_hospital_leaves_that_node_out(tmp_path: Path) -> None:
+    class Named(InProcessGrid):
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=1, name="hospital-3"), NodeInfo(node_id=2, name="hospital-21")]
+
+    data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    grid = Named({1: Place(data, 3, tmp_path), 2: Place(data, 8, tmp_path)}, None)
+    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings())
+    hospitals, refused = exchange.greet(grid, plan, consortium.VOCABULARY.digest)
+    assert [h.hospital for h in hospitals] == [3]
+    assert refused == {"node 2": "its key is hospital-21's, but it says that it is hospital 8"}
+
+
+def test_a_kept_process_is_started_again_and_ended_with_its_children(tmp_path: Path) -> None:
+    child = "import subprocess as s, time; print(s.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    kept = Kept("test", [sys.executable, "-c", child], os.environ, tmp_path / "logs" / "log", delay=0.0)
+
+    def children() -> list[int]:
+        text = kept.log.read_text() if kept.log.exists() else ""
+        return [int(line) for line in text.split()]
+
+    def wait(count: int) -> None:
+        until = time.monotonic() + 60
+        while len(children()) < count:
+            kept.keep()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with ended_together([kept]):
+        wait(1)
+        assert kept.pid is not None
+        os.kill(kept.pid, signal.SIGKILL)
+        wait(2)
+        assert kept.starts == 2
+    second = Path(f"/proc/{children()[1]}/stat")
+    assert not second.exists() or second.read_text().rpartition(")")[2].split()[0] == "Z"
+    os.kill(children()[0], signal.SIGKILL)  # of the one that was killed: nobody could end it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["server", "launch", "--keys", "none", "--vocabulary", "d", "--out", "r", "--hospitals", "2"],
+            "has no ca.pem",
+        ),
+        (
+            [
+                *("hospital", "launch", "--superlink", "x:1", "--partition", "none", "--hospital-id", "3"),
+                *("--state", "s", "--root-certificates", "ca.pem", "--private-key", "key"),
+            ],
+            "none/dataset.json",
+        ),
+    ],
+)
+def test_a_mistake_of_launch_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tempt(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line
+    assert list(tmp_path.iterdir()) == []
