@@ -153,9 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes.append(("ray", 80, 1279))
     pool = made_up_records(64 if given.quick else 10_000)
     print(f"{_ROUNDS} rounds, one process of one thread, c=300, vocabularies 1,161/1,000")
-    print(f"{'':10}{'':>10}{'records':>9}{'local':>9}{'in all':>9}{'added':>7}{'ms a':>9}{'MiB after round':>18}")
+    print(f"{'':9}{'':>10}{'records':>9}{'local':>9}{'in all':>9}{'added':>7}{'ms a':>9}{'MiB after round':>18}")
     print(
-        f"{'engine':10}{'hospitals':>10}{'each':>9}{'s':>9}{'s':>9}{'':>7}{'message':>9}{'1':>9}{_ROUNDS:>9}",
+        f"{'engine':9}{'hospitals':>10}{'each':>9}{'s':>9}{'s':>9}{'':>7}{'message':>9}{'1':>9}{_ROUNDS:>9}",
         flush=True,
     )
     same = True
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         added = row.federated / row.plain - 1
         message = 1000 * (row.federated - row.plain) / (hospitals * (_ROUNDS + 1))
         print(
-            f"{engine:10}{hospitals:>10}{records:>9}{row.plain:>9.1f}{row.federated:>9.1f}{added:>7.0%}"
+            f"{engine:9}{hospitals:>10}{records:>9}{row.plain:>9.1f}{row.federated:>9.1f}{added:>7.0%}"
             f"{message:>9.0f}{row.after_first:>9.0f}{row.after_last:>9.0f}",
             flush=True,
         )
