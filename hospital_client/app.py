@@ -27,7 +27,7 @@ from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
 from hospital_client.partition import Partition, read_partition, records_file
 from shared_model.batching import TokenRows
-from shared_model.errors import TemptError
+from shared_model.errors import HOSPITALS_ERROR, TemptError
 from shared_model.fitting import stamp_of
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
@@ -35,7 +35,6 @@ from shared_model.settings import EncoderSettings, Settings
 from shared_model.transport import Transport
 
 log = logging.getLogger("tempt.hospital")
-FAILED = 100  # the code of an error reply of ours; Flower's own are smaller
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
 
 
@@ -105,7 +104,7 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
                 log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
-                return Message(Error(code=FAILED, reason=where), reply_to=message)
+                return Message(Error(code=HOSPITALS_ERROR, reason=where), reply_to=message)
 
         return handle
 
@@ -135,8 +134,7 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     shared = _tensors(received, place)
     numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
     if config["score"]:
-        score = local.score(shared)
-        numbers["score-sum"] = score.total
+        numbers["score-sum"] = local.score_sum(shared)
     if not config["train"] or not local.records:
         return Reply(numbers, {}, {}, {})
     work = LocalWork(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -37,13 +37,6 @@ class LocalWork:
     epochs: int
     stream: int
     proximal_mu: float = 0.0
-
-
-class ScoreSum(NamedTuple):
-    """The selection score of Section 4.1.3 as a sum over validation records and their number."""
-
-    total: float
-    records: int
 
 
 @dataclass(frozen=True)
@@ -84,11 +77,11 @@ class LocalPretraining:
         """How many training records there are: the weight of an update."""
         return self._task.records
 
-    def score(self, shared: Tensors) -> ScoreSum:
-        """How well the shared tensors predict this hospital's masked validation diagnoses."""
+    def score_sum(self, shared: Tensors) -> float:
+        """The selection score of Section 4.1.3, summed over this hospital's validation records."""
         self._load(shared)
         self._network.eval()
-        return ScoreSum(self._task.score_sum(), self._task.validation_records)
+        return self._task.score_sum()
 
     def train(
         self,

@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from server.federation_settings import FederationSettings
 from server.validation import Rejected, count_of, number_of
+from shared_model.errors import HOSPITALS_ERROR
 from shared_model.settings import Settings
 
 _POLL_SECONDS = 1.0
+_GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
 _WINDOW = 16
 """Replies that are fetched at once: while one hospital is slow, no more than these of the others are held."""
 MOST_RECORDS = 10**9
-_HOSPITALS_ERROR = 100  # from here on an error's code is a hospital's own; Flower's are smaller
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,6 @@ def greet(
     return [claims[hospital][0] for hospital in sorted(claims) if len(claims[hospital]) == 1], refused
 
 
-_GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
-
-
 def _hospital_of(node: int, reply: Message | None, vocabulary_digest: str) -> Hospital:
     metrics = _numbers_of(reply)
     hospital = count_of(metrics, "hospital", least=1)
@@ -139,7 +135,7 @@ def exchange(
 
 def is_missing(reply: Message | None) -> bool:
     """Whether nothing came from the hospital itself: no reply, or an error that Flower tells."""
-    return reply is None or (reply.has_error() and reply.error.code < _HOSPITALS_ERROR)
+    return reply is None or (reply.has_error() and reply.error.code < HOSPITALS_ERROR)
 
 
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:
@@ -163,11 +159,6 @@ def _numbers_of(reply: Message | None) -> MetricRecord:
     if metrics is None:
         raise Rejected("no numbers, expected some")
     return metrics
-
-
-def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Arrays as Flower sends them."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def size_of(content: RecordDict) -> int:

@@ -20,7 +20,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import Hospital, Plan, array_record, exchange, is_missing, metrics_of, size_of
+from server.exchange import Hospital, Plan, exchange, is_missing, metrics_of, size_of
+from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
 from shared_model import checkpoint

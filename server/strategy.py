@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
-from server.plain_message import plain_message
+from server.plain_message import array_record, plain_message
 from shared_model.errors import TemptError, unknown
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -129,7 +129,7 @@ class Aggregation:
             updates = [(mean, self._weight)]
             self._sums, self._weight = {}, 0
         if self.name == "fedavgm":
-            self._strategy.current_arrays = _record(current)
+            self._strategy.current_arrays = array_record(current)
         elif hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = dict(current)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is found by who asked for it
@@ -161,10 +161,6 @@ def _class(name: str) -> type[Any]:
     return cast("type[Any]", {**_MEANS, **_WITH_ALL}[name])
 
 
-def _record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
-
-
 def _reply(arrays: Arrays, records: int) -> Message:
-    content = RecordDict({"arrays": _record(arrays), "metrics": MetricRecord({_WEIGHT: records})})
+    content = RecordDict({"arrays": array_record(arrays), "metrics": MetricRecord({_WEIGHT: records})})
     return plain_message(content, "train")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, Plan, array_record, exchange, metrics_of
+from server.exchange import Hospital, Plan, exchange, metrics_of
+from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
 
 _MOST = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}

@@ -32,6 +32,9 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
 
 
+HOSPITALS_ERROR = 100
+"""The code of an error that a hospital itself replies with; Flower's own codes are smaller."""
+
 _MENDABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EROFS, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),

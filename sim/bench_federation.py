@@ -96,7 +96,7 @@ def plain_loop(data: Path, hospitals: Sequence[int], initial: Arrays) -> tuple[f
         for hospital, local in zip(hospitals, locals_, strict=True):
             began = time.perf_counter()
             if number > 1:
-                local.score(current)
+                local.score_sum(current)
             update = local.train(current, LocalWork(number, 1, hospital)) if number <= _ROUNDS else None
             seconds += time.perf_counter() - began
             if update is not None:
