@@ -57,6 +57,7 @@ def launch(
     local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
     quorum: Annotated[float, typer.Option(help="Share of the hospitals that a round needs.")] = 0.5,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for replies.")] = 3600.0,
+    front: Annotated[bool, typer.Option(help="Run the front here; without: by `tempt server front`.")] = True,
 ) -> None:
     """Start the server's processes, run one federation to its end, and print its metrics.
 
@@ -77,9 +78,28 @@ def launch(
         "quorum": quorum,
         "timeout": timeout,
     }
-    place = ServerPlace(keys, out, host, port)
+    place = ServerPlace(keys, out, host, port, front)
     content = run_to_the_end(place, config, lambda line: print(line, file=sys.stderr, flush=True))
     for name, model in content["models"].items():
         means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
         print(f"{name}: {means}")
     print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+
+
+@app.command("front")
+def front(
+    keys: Annotated[Path, typer.Option(help="Has ca.pem, server.pem and server.key.")],
+    link: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink: of `tempt server launch --no-front`.")],
+    state: Annotated[Path, typer.Option(help="A folder of its own.")],
+    facts: Annotated[Path | None, typer.Option(help="The server's OUT.server/told/facts.json.")] = None,
+    host: Annotated[str, typer.Option(help="The address that hospitals reach.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8443,
+) -> None:
+    """Run the front by itself, on another machine or in another container than the server.
+
+    Example: tempt server front --keys keys --link server:9091 --state front --host 0.0.0.0
+    """
+    from server.front import FrontPlace, launch_front
+
+    place = FrontPlace(keys, state, facts if facts is not None else state / "facts.json", host, port, link)
+    launch_front(place, lambda line: print(line, file=sys.stderr, flush=True))

@@ -16,7 +16,7 @@ from hospital_client.app import Place
 from hospital_client.launch import reason
 from server import exchange
 from server.federation_settings import FederationSettings
-from server.launch import ServerPlace, front_configuration
+from server.front import FrontPlace, front_configuration
 from server.run_config import RUN_CONFIG
 from shared_model.supervision import Kept, ended_together
 from sim.cli import run as tempt
@@ -32,7 +32,10 @@ def test_options_of_a_deployment_are_those_of_flwr_run() -> None:
 
 
 def test_the_front_passes_the_fleet_alone_and_verifies_the_superlink(tmp_path: Path) -> None:
-    text = front_configuration(ServerPlace(tmp_path / "the keys", tmp_path / "run", "10.0.0.9", 8443), 9999)
+    own = tmp_path / "run"
+    text = front_configuration(
+        FrontPlace(tmp_path / "the keys", own, own / "facts.json", "10.0.0.9", 8443, "127.0.0.1:9999")
+    )
     assert "listen 10.0.0.9:8443 ssl;" in text
     assert text.count("proxy_pass") == 1 and "proxy_pass https://127.0.0.1:9999;" in text
     assert text.index("location /v1/fleet/ {") < text.index("proxy_pass") < text.index("location / { return 403; }")

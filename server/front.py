@@ -1,0 +1,146 @@
+"""The front that hospitals reach: nginx, with TLS on both sides, that passes Flower's fleet API and nothing else.
+
+Whoever reaches the rest of Flower's port may submit code and stop runs, so nobody outside reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.keys import CA, CERTIFICATE, KEY
+from shared_model.errors import TemptError
+from shared_model.files import private_directory, read_json, write_text
+from shared_model.supervision import Kept, ended_together
+
+FACTS = "facts.json"
+"""The page on which the front tells versions and digests, for `tempt hospital check`."""
+
+
+@dataclass(frozen=True)
+class FrontPlace:
+    """Where a front is.
+
+    Attributes:
+        keys: what `tempt server keys` made: the front needs the certificate, its key and the CA.
+        own: a folder of its own for nginx's files and log.
+        facts: a JSON file that everybody may read (`facts_of`); where there is none, nothing is told.
+        host, port: where it listens.
+        link: where the SuperLink is, host:port.
+    """
+
+    keys: Path
+    own: Path
+    facts: Path
+    host: str
+    port: int
+    link: str
+
+    def process(self) -> Kept:
+        """nginx, not yet started, with its configuration written.
+
+        Raises:
+            TemptError: nginx is not installed, or the keys are incomplete.
+        """
+        if shutil.which("nginx") is None:
+            raise TemptError("nginx is not installed; it is the front that hospitals reach (apt install nginx-light)")
+        check_keys(self.keys, CA, CERTIFICATE, KEY)
+        private_directory(self.own)
+        self.configure()
+        own = self.own.absolute()
+        command = ["nginx", "-p", str(own), "-c", str(own / "front.conf"), "-g", "daemon off;"]
+        return Kept("front", command, os.environ, self.own / "logs" / "front.log")
+
+    def configure(self) -> str:
+        """Write nginx's configuration."""
+        text = front_configuration(self)
+        write_text(self.own / "front.conf", text)
+        return text
+
+
+def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callable[[], bool] = lambda: False) -> None:
+    """Keep a front running by itself, where the SuperLink is on another machine or in another container.
+
+    Args:
+        until: asked now and then; True ends it.
+
+    Raises:
+        TemptError: nginx is not installed, or the keys are incomplete.
+    """
+    front = place.process()
+    configured = front_configuration(place)
+    with ended_together([front]):
+        say(f"the front listens at {place.host}:{place.port} and passes {place.link}; log in {front.log}")
+        while not until():
+            status = front.keep()
+            if status is not None:
+                say(f"nginx ended with status {status}; started again; {front.log} says why")
+            if front_configuration(place) != configured and front.pid is not None:  # the facts are new
+                configured = place.configure()
+                os.kill(front.pid, signal.SIGHUP)
+            time.sleep(0.5)
+
+
+def check_keys(keys: Path, *names: str) -> None:
+    """Raises TemptError if a file that `tempt server keys` makes is missing."""
+    for name in names:
+        if not (keys / name).is_file():
+            raise TemptError(f"{keys}: has no {name}; make it with `tempt server keys`")
+
+
+def front_configuration(place: FrontPlace) -> str:
+    """nginx's: `/v1/fleet/`, the facts, and 403 for the rest."""
+
+    def quoted(path: Path) -> str:
+        text = str(path.absolute()).replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{text}"'
+
+    own, keys = place.own, place.keys
+    return f"""worker_processes 1;
+pid {quoted(own / "front.pid")};
+error_log {quoted(own / "logs" / "front-errors.log")};
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  client_body_temp_path {quoted(own / "front-body")};
+  proxy_temp_path {quoted(own / "front-proxy")};
+  fastcgi_temp_path {quoted(own / "front-unused")};
+  uwsgi_temp_path {quoted(own / "front-unused")};
+  scgi_temp_path {quoted(own / "front-unused")};
+  server {{
+    listen {place.host}:{place.port} ssl;
+    ssl_certificate {quoted(keys / CERTIFICATE)};
+    ssl_certificate_key {quoted(keys / KEY)};
+    ssl_protocols TLSv1.2 TLSv1.3;
+    client_max_body_size 64m;
+    location /v1/fleet/ {{
+      proxy_pass https://{place.link};
+      proxy_ssl_trusted_certificate {quoted(keys / CA)};
+      proxy_ssl_verify on;
+      proxy_ssl_name localhost;
+      proxy_http_version 1.1;
+      proxy_read_timeout 300s;
+      proxy_request_buffering off;
+    }}
+    location = /{FACTS} {{
+      default_type application/json;
+      return {_answer(place.facts)};
+    }}
+    location / {{ return 403; }}
+  }}
+}}
+"""
+
+
+def _answer(facts: Path) -> str:
+    """What stands after nginx's `return`: the workers that answer may not read our folders, so the text itself."""
+    if not facts.is_file():
+        return "404"
+    text = json.dumps(read_json(facts)).replace("\\", "\\\\").replace("'", "\\'").replace("$", "\\\\u0024")
+    return f"200 '{text}'"
