@@ -17,7 +17,7 @@ from typing import Any
 
 from server.keys import CA
 from shared_model.errors import TemptError
-from shared_model.files import write_text
+from shared_model.files import private_directory, write_text
 from shared_model.supervision import flower_environment
 
 _NAME = "tempt"
@@ -45,6 +45,7 @@ class Control:
 
     def connect(self) -> None:
         """Tell Flower's commands where the SuperLink is."""
+        private_directory(self.home)
         certificates = json.dumps(str((self.keys / CA).absolute()))
         text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\n'
         write_text(self.home / "config.toml", f'{text}address = "{self.address}"\nroot-certificates = {certificates}\n')
