@@ -26,6 +26,7 @@ from hospital_client import egress, local_tuning
 from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
 from hospital_client.partition import Partition, read_partition, records_file
+from hospital_client.watchdog import time_limit
 from shared_model.batching import TokenRows
 from shared_model.errors import HOSPITALS_ERROR, TemptError
 from shared_model.fitting import stamp_of
@@ -96,7 +97,9 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 place = place_of(context)
                 hospital = place.hospital
                 torch.set_num_threads(place.threads)
-                reply = handler(message.content, place)
+                limit = message.content.config_records["config"].get("limit", 0.0)
+                with time_limit(float(cast(float, limit))):
+                    reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:
                 if simulated and isinstance(error, TemptError):

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from hospital_client.launch import HospitalPlace
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="One hospital of a federation.")
+
+Superlink = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
+Partition = Annotated[Path, typer.Option(help="A dataset directory with this hospital's records.")]
+HospitalId = Annotated[int, typer.Option(min=1, help="This hospital's id.")]
+State = Annotated[Path, typer.Option(help="The hospital's own folder, in a run directory's layout.")]
+RootCertificates = Annotated[Path | None, typer.Option(help="The CA that the server's certificate is of, PEM.")]
+PrivateKey = Annotated[Path | None, typer.Option(help="This hospital's key, EC in OpenSSH's format.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS and no key: for a server on the loopback alone.")]
 
 
 @app.callback()
@@ -18,19 +29,68 @@ def _group() -> None:
 
 @app.command("launch")
 def launch(
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
-    partition: Annotated[Path, typer.Option(help="A dataset directory with this hospital's records.")],
-    hospital_id: Annotated[int, typer.Option(min=1, help="This hospital's id.")],
-    state: Annotated[Path, typer.Option(help="The hospital's own folder, in a run directory's layout.")],
-    root_certificates: Annotated[Path, typer.Option(help="The CA that the server's certificate is of, PEM.")],
-    private_key: Annotated[Path, typer.Option(help="This hospital's key, EC in OpenSSH's format.")],
+    superlink: Superlink,
+    partition: Partition,
+    hospital_id: HospitalId,
+    state: State,
+    root_certificates: RootCertificates = None,
+    private_key: PrivateKey = None,
+    insecure: Insecure = False,
 ) -> None:
     """Take part in a federation with this hospital's own records until the process is ended.
 
     Example: tempt hospital launch --superlink server:8443 --partition dataset --hospital-id 5 --state state --root-certificates ca.pem --private-key key
     """  # noqa: E501
-    from hospital_client.launch import HospitalPlace
     from hospital_client.launch import launch as keep_running
 
-    place = HospitalPlace(superlink, partition, hospital_id, state, root_certificates, private_key)
+    place = _place(superlink, partition, hospital_id, state, root_certificates, private_key, insecure)
+    if insecure:
+        print("warning: --insecure: nothing is encrypted, and nobody's identity is checked", file=sys.stderr)
     keep_running(place, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@app.command("check")
+def check(
+    superlink: Superlink,
+    partition: Partition,
+    hospital_id: HospitalId,
+    state: State,
+    root_certificates: RootCertificates = None,
+    private_key: PrivateKey = None,
+    insecure: Insecure = False,
+) -> None:
+    """Look at everything that `tempt hospital launch` with the same options needs, and say what to mend.
+
+    Example: tempt hospital check --superlink server:8443 --partition dataset --hospital-id 5 --state state --root-certificates ca.pem --private-key key
+    """  # noqa: E501
+    from hospital_client.check import look
+
+    place = _place(superlink, partition, hospital_id, state, root_certificates, private_key, insecure)
+    troubles = 0
+    for finding in look(place):
+        print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
+        if finding.mend:
+            print(f"{'':<21}-> {finding.mend}")
+        troubles += not finding.well
+    if troubles:
+        raise typer.Exit(2)
+    print(f"Hospital {hospital_id} can be launched with these options.")
+
+
+def _place(
+    superlink: str,
+    partition: Path,
+    hospital: int,
+    state: Path,
+    root_certificates: Path | None,
+    private_key: Path | None,
+    insecure: bool,
+) -> HospitalPlace:
+    from hospital_client.launch import HospitalPlace
+    from shared_model.errors import TemptError
+
+    if insecure and (root_certificates or private_key):
+        raise TemptError("--insecure: leave out --root-certificates and --private-key, which it makes no use of")
+    if not insecure and root_certificates is None and private_key is None:
+        raise TemptError("expected --root-certificates and --private-key, or --insecure for a server on this machine")
+    return HospitalPlace(superlink, partition, hospital, state, root_certificates, private_key)

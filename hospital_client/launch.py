@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hospital_client import pinned_clientapp
 from hospital_client.partition import read_partition
 from shared_model.errors import TemptError
+from shared_model.files import locked, private_directory
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 
 _DELAY = 10.0
@@ -38,14 +40,39 @@ class HospitalPlace:
         superlink: where the server's front is, host:port.
         partition: a dataset directory that holds this hospital's records.
         state: the hospital's own folder: prompts, heads, metrics, ledger, Flower's files, log.
+        root_certificates, private_key: both, or neither for a server without TLS on this machine.
     """
 
     superlink: str
     partition: Path
     hospital: int
     state: Path
-    root_certificates: Path
-    private_key: Path
+    root_certificates: Path | None
+    private_key: Path | None
+
+    @property
+    def host(self) -> str:
+        return self.superlink.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.superlink.rpartition(":")[2])
+
+    def check_options(self) -> None:
+        """Refuse what no hospital can be launched with.
+
+        Raises:
+            TemptError: what was found, and what was expected.
+        """
+        if not re.fullmatch(r"\S+:\d{1,5}", self.superlink) or not 0 < self.port < 65536:
+            raise TemptError(f"--superlink {self.superlink}: expected HOST:PORT")
+        if self.root_certificates is None and self.private_key is None:
+            if self.host not in ("127.0.0.1", "localhost"):
+                raise TemptError(
+                    f"--superlink {self.superlink}: --insecure expects a server on the loopback, 127.0.0.1"
+                )
+        elif self.root_certificates is None or self.private_key is None:
+            raise TemptError("expected --root-certificates and --private-key, or --insecure without them")
 
 
 def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[[], bool] = lambda: False) -> None:
@@ -57,34 +84,53 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     Raises:
         TemptError: the partition has no such hospital, a key or certificate is missing, or the address is none.
     """
+    place.check_options()
     read_partition(place.partition, place.hospital)
     for path in (place.root_certificates, place.private_key):
-        if not path.is_file():
+        if path is not None and not path.is_file():
             raise TemptError(f"{path}: no such file")
-    if not re.fullmatch(r"\S+:\d{1,5}", place.superlink):
-        raise TemptError(f"--superlink {place.superlink}: expected HOST:PORT")
+    private_directory(place.state)
+    taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
+    with locked(place.state / ".launched", taken):
+        _keep_running(place, say, until)
+
+
+def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Callable[[], bool]) -> None:
     config = {
         "hospital-id": place.hospital,
         "partition": str(place.partition.absolute()),
         "folder": str(place.state.absolute()),
     }
     command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", place.superlink]
-    command += ["--root-certificates", str(place.root_certificates.absolute())]
-    command += ["--auth-supernode-private-key", str(place.private_key.absolute())]
+    if place.root_certificates is None or place.private_key is None:
+        command.append("--insecure")
+    else:
+        command += ["--root-certificates", str(place.root_certificates.absolute())]
+        command += ["--auth-supernode-private-key", str(place.private_key.absolute())]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
     command += ["--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())]
-    environment = flower_environment(place.state / "flower")
+    home = place.state.absolute() / "flower"
+    refused = home / "refused.txt"
+    pinned_clientapp.install(home / "bin")
+    environment = flower_environment(home, home / "bin") | {pinned_clientapp.REFUSED: str(refused)}
     node = Kept("supernode", command, environment, place.state / "supernode.log", delay=_DELAY)
     said = ""
     with ended_together([node]):
         say(f"hospital {place.hospital}: serving {place.superlink}; log in {node.log}")
         while not until():
             status = node.keep()
-            if status is not None:
-                why = node.last_words(reason) or f"exit status {status}"
-                if why != said:
-                    said = why
-                    say(f"hospital {place.hospital}: its SuperNode ended: {why}; trying again every {_DELAY:g} s")
+            why = None
+            if refused.exists():
+                why = (
+                    f"the server's code was refused: {refused.read_text(encoding='utf-8').strip()}; install its version"
+                )
+                refused.unlink()
+            elif status is not None:
+                ended = node.last_words(reason) or f"exit status {status}"
+                why = f"its SuperNode ended: {ended}; trying again every {_DELAY:g} s"
+            if why is not None and why != said:
+                said = why
+                say(f"hospital {place.hospital}: {why}")
             time.sleep(0.2)
 
 

@@ -6,7 +6,6 @@ The same app serves `flwr run .` (Flower's simulation) and a deployment; a hospi
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,17 @@ from flwr.serverapp import Grid, ServerApp
 from server.federation import Federation, check_settings
 from server.federation_settings import federation_settings
 from server.rounds import rounds_of
+from server.told import Told
 from shared_model import run_directory
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
-from shared_model.files import write_json, write_text
+from shared_model.files import write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
 from shared_model.settings import resolve
 from shared_model.vocabulary import read_vocabulary, write_vocabulary
 
-log = logging.getLogger("tempt.server")
 app = ServerApp()
 
 
@@ -36,18 +35,16 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's configuration describes."""
     config = context.run_config
-    status = Path(str(config["status-file"])) if config["status-file"] else None
+    told = Told(Path(str(config["status-file"])) if config["status-file"] else None)
     try:
-        run_federation(grid, config)
+        run_federation(grid, config, told)
     except TemptError as error:
-        if status is not None:
-            write_json(status, {"status": error.status, "error": str(error)})
+        told.ended(error.status, str(error))
         raise
-    if status is not None:
-        write_json(status, {"status": 0})
+    told.ended(0)
 
 
-def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_federation(grid: Grid, config: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """The federation of a run configuration, from its checkpoint on if it has one; the content of `results.json`.
 
     Raises:
@@ -87,6 +84,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         save_scores=bool(config["save-scores"]),
         expected=expected,
         least=max(1, math.ceil(federation.quorum * expected)),
+        told=told,
     )
     about = {
         "format": 1,
@@ -126,10 +124,11 @@ def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, 
     def on_round(fit: FitName, row: dict[str, Any]) -> None:
         with history.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"model": fit.model, "seed": fit.seed, "hospital": fit.hospital} | row) + "\n")
-        log.info("seed %d, round %d: loss %.4f", fit.seed, row["epoch"], row["loss"])
+        score = "no score" if row["score"] is None else f"score {row['score']:.4f}"
+        whole.told.say(f"seed {fit.seed}, round {row['epoch']}: loss {row['loss']:.4f}, {score}")
 
     for seed in seeds:
-        results, told[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=log.info)
+        results, told[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=whole.told.say)
         done |= results
     head = {
         "mode": "federated",

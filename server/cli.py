@@ -43,10 +43,11 @@ def keys(
 
 @app.command("launch")
 def launch(
-    keys: Annotated[Path, typer.Option(help="What `tempt server keys` made.")],
     vocabulary: Annotated[Path, typer.Option(help="A directory with the agreed vocabulary.json.")],
     out: Annotated[Path, typer.Option(help="The run directory; an unfinished run there goes on.")],
     hospitals: Annotated[int, typer.Option(min=1, help="Hospitals to wait for at the start.")],
+    keys: Annotated[Path | None, typer.Option(help="What `tempt server keys` made.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys, on the loopback alone.")] = False,
     host: Annotated[str, typer.Option(help="The address that hospitals reach.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8443,
     models: Annotated[str, typer.Option(help="What hospitals tune, with commas between them.")] = "tempt",
@@ -78,8 +79,12 @@ def launch(
         "quorum": quorum,
         "timeout": timeout,
     }
-    place = ServerPlace(keys, out, host, port, front)
-    content = run_to_the_end(place, config, lambda line: print(line, file=sys.stderr, flush=True))
+    if insecure == (keys is not None):
+        raise TemptError("expected --keys DIR, or --insecure without keys on this machine's loopback")
+    if insecure:
+        _say("warning: --insecure: whoever reaches this port takes part, reads every update and runs code")
+    place = ServerPlace(keys, out, host, port, front and not insecure)
+    content = run_to_the_end(place, config, _say)
     for name, model in content["models"].items():
         means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
         print(f"{name}: {means}")
@@ -102,4 +107,46 @@ def front(
     from server.front import FrontPlace, launch_front
 
     place = FrontPlace(keys, state, facts if facts is not None else state / "facts.json", host, port, link)
-    launch_front(place, lambda line: print(line, file=sys.stderr, flush=True))
+    launch_front(place, _say)
+
+
+@app.command("register")
+def register(
+    run: Annotated[Path, typer.Argument(help="The server's --out.")],
+    public_key: Annotated[Path, typer.Argument(help="The hospital's key.pub.")],
+    hospital_id: Annotated[int, typer.Option(min=1, help="The hospital's id.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Take the hospital's older key out.")] = False,
+) -> None:
+    """Let another hospital take part in a network whose server runs.
+
+    Example: tempt server register run hospital-9/key.pub --hospital-id 9
+    """
+    from server.network import Network
+
+    network = Network.of_run(run)
+    if network.register(public_key, hospital_id, replace=replace):
+        network.republish()
+        print(f"Registered hospital {hospital_id}; it takes part from the next seed or run on.")
+    else:
+        print(f"Hospital {hospital_id} is registered with this key already.")
+
+
+@app.command("status")
+def status(
+    run: Annotated[Path, typer.Argument(help="The server's --out.")],
+) -> None:
+    """Print each hospital's state, last round, records, and what was missed and rejected.
+
+    Example: tempt server status run
+    """
+    from server.network import Network, status_table
+
+    running, rows, lines = Network.of_run(run).status()
+    print("The server runs." if running else "The server does not run; this is what it last told.")
+    print("\n".join(status_table(rows)))
+    for line in lines[-3:]:
+        print(line)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

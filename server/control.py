@@ -9,13 +9,13 @@ import json
 import ssl
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.keys import CA
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, write_text
 from shared_model.supervision import flower_environment
@@ -35,46 +35,77 @@ class Control:
 
     Attributes:
         home: the folder that Flower keeps everything in.
-        keys: what `tempt server keys` made.
         address: the SuperLink's, host:port.
+        certificates: the CA's, by which it is known; None: it speaks without TLS.
     """
 
     home: Path
-    keys: Path
     address: str
+    certificates: Path | None
+
+    @classmethod
+    def of_home(cls, home: Path) -> Control:
+        """The one that `connect` has told Flower's commands of."""
+        found = tomllib.loads((home / "config.toml").read_text(encoding="utf-8"))["superlink"][_NAME]
+        certificates = found.get("root-certificates")
+        return cls(home, found["address"], None if certificates is None else Path(certificates))
 
     def connect(self) -> None:
         """Tell Flower's commands where the SuperLink is."""
         private_directory(self.home)
-        certificates = json.dumps(str((self.keys / CA).absolute()))
-        text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\n'
-        write_text(self.home / "config.toml", f'{text}address = "{self.address}"\nroot-certificates = {certificates}\n')
+        trust = "insecure = true"
+        if self.certificates is not None:
+            trust = f"root-certificates = {json.dumps(str(self.certificates.absolute()))}"
+        text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\naddress = "{self.address}"\n{trust}\n'
+        write_text(self.home / "config.toml", text)
 
     @property
     def environment(self) -> dict[str, str]:
         return flower_environment(self.home)
 
+    def trust(self) -> list[str]:
+        """The options of Flower's programs that say how they know the SuperLink."""
+        if self.certificates is None:
+            return ["--insecure"]
+        return ["--root-certificates", str(self.certificates.absolute())]
+
     def answers(self) -> bool:
         """Whether the SuperLink is there: the one with our certificate, not another that happens to listen."""
         try:
-            context = ssl.create_default_context(cafile=str(self.keys / CA))
-            with urllib.request.urlopen(f"https://{self.address}/health", context=context, timeout=5) as reply:
+            context, scheme = None, "http"
+            if self.certificates is not None:
+                context, scheme = ssl.create_default_context(cafile=str(self.certificates)), "https"
+            with urllib.request.urlopen(f"{scheme}://{self.address}/health", context=context, timeout=5) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False
 
-    def register(self, public: Path, hospital: int) -> bool:
-        """Bind a hospital's key to its name, the only one that the server believes; False if the key was known.
+    def register(self, public: Path, hospital: int) -> str:
+        """Bind a hospital's key to its name; Flower's number for it.
 
         Raises:
             TemptError: the SuperLink refuses the key.
         """
         done = self._flwr(["supernode", "register", str(public.absolute()), _NAME, "--name", f"hospital-{hospital}"])
-        if done.returncode and "already in use" in _text(done):
-            return False
-        if done.returncode:
+        found = _json(done)
+        if done.returncode or "node-id" not in found:
             raise TemptError(f"{public}: could not be registered: {_text(done)}")
-        return True
+        return str(found["node-id"])
+
+    def unregister(self, node: str) -> None:
+        """Take a key out; its hospital can't take part any more.
+
+        Raises:
+            TemptError: the SuperLink refuses to.
+        """
+        done = self._flwr(["supernode", "unregister", node, _NAME])
+        if done.returncode:
+            raise TemptError(f"node {node}: could not be unregistered: {_text(done)}")
+
+    def nodes(self) -> dict[str, str]:
+        """What Flower says of each registered node, by its number: registered, online or offline."""
+        found = _json(self._flwr(["supernode", "list", _NAME]))
+        return {str(row["node-id"]): str(row["status"]) for row in found.get("nodes", [])}
 
     def submit(self, app: Path) -> str:
         """Begin a run of an app's folder; its number.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
+from server.told import Told
 from server.validation import Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR
 from shared_model.settings import Settings
 
-_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 _GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
+_SHARE = 0.8  # of the time that an exchange waits, that a hospital's work may take
 _WINDOW = 16
 """Replies that are fetched at once: while one hospital is slow, no more than these of the others are held."""
 MOST_RECORDS = 10**9
@@ -43,16 +45,20 @@ class Plan:
 
     Attributes:
         experiment: names what hospitals keep of this run, so that no other run's state is gone on with.
+        told: where the operator reads what goes on.
     """
 
     experiment: str
     seed: int
     settings: Settings
     federation: FederationSettings
+    told: Told = field(default_factory=Told)
 
     def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
         settings = self.settings.model_dump_json()
-        return ConfigRecord({"experiment": self.experiment, "seed": self.seed, "settings": settings, **more})
+        limit = _SHARE * (self.federation.timeout or 0.0)
+        more |= {"experiment": self.experiment, "seed": self.seed, "settings": settings, "limit": limit}
+        return ConfigRecord(dict(more))
 
 
 def greet(
@@ -64,12 +70,15 @@ def greet(
         expected: hospitals to wait for, within the federation's timeout.
     """
     timeout = plan.federation.timeout
-    until = time.monotonic() + (timeout if timeout is not None else _GREETING_SECONDS)
+    limit = timeout if timeout is not None else _GREETING_SECONDS
+    until = time.monotonic() + limit
+    plan.told.say(f"seed {plan.seed}: waiting up to {limit:g} s for {expected} hospitals to be there")
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     names = {info.node_id: info.name for info in grid.get_nodes()}
     content = RecordDict({"config": plan.config()})
     messages = {node: grid.create_message(content, "query.hello", node, "hello", timeout) for node in nodes}
+    plan.told.say(f"seed {plan.seed}: {len(nodes)} are there; {within(timeout)} for their greetings")
     claims: dict[int, list[Hospital]] = {}
     refused: dict[str, str] = {}
     for node, reply in exchange(grid, messages, timeout):
@@ -83,6 +92,8 @@ def greet(
     for hospital, found_ones in claims.items():
         if len(found_ones) > 1:
             refused[f"hospital {hospital}"] = f"{len(found_ones)} nodes say that they are it; none can be believed"
+    for who, reason in refused.items():
+        plan.told.say(f"{who} is left out: {reason}")
     return [claims[hospital][0] for hospital in sorted(claims) if len(claims[hospital]) == 1], refused
 
 
@@ -98,6 +109,11 @@ def _hospital_of(node: int, reply: Message | None, vocabulary_digest: str) -> Ho
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     return Hospital(hospital, node, **counts)
+
+
+def within(timeout: float | None) -> str:
+    """How long an exchange waits, in words."""
+    return "no limit" if timeout is None else f"up to {timeout:g} s"
 
 
 def exchange(
@@ -130,7 +146,7 @@ def exchange(
             yield keys[place], there.pop(keys[place], None)
             place += 1
         if not came and place < len(keys):
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def is_missing(reply: Message | None) -> bool:

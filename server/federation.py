@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
+from server.told import Told
 from server.validation import Arrays
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
@@ -38,6 +39,7 @@ class Federation:
         expected: hospitals to wait for at the start of each seed.
         least: hospitals without which it does not begin, and without whose metrics it does not end.
         data_digest: names the hospitals' data, where the server can know it.
+        told: where the operator reads what goes on.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class Federation:
     expected: int
     least: int
     data_digest: str = ""
+    told: Told = field(default_factory=Told)
 
     def experiment(self) -> str:
         """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
@@ -81,7 +84,7 @@ class Federation:
             TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
-        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation)
+        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation, self.told)
         hospitals, refused = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
         self._enough("the start", len(hospitals), refused)
         files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)

@@ -57,11 +57,19 @@ class FrontPlace:
         command = ["nginx", "-p", str(own), "-c", str(own / "front.conf"), "-g", "daemon off;"]
         return Kept("front", command, os.environ, self.own / "logs" / "front.log")
 
-    def configure(self) -> str:
+    def configure(self) -> None:
         """Write nginx's configuration."""
-        text = front_configuration(self)
-        write_text(self.own / "front.conf", text)
-        return text
+        write_text(self._configuration, front_configuration(self))
+
+    def renew(self, front: Kept) -> None:
+        """Let nginx tell the facts as they are now."""
+        if front.pid is not None and self._configuration.read_text(encoding="utf-8") != front_configuration(self):
+            self.configure()
+            os.kill(front.pid, signal.SIGHUP)
+
+    @property
+    def _configuration(self) -> Path:
+        return self.own / "front.conf"
 
 
 def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callable[[], bool] = lambda: False) -> None:
@@ -74,16 +82,13 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         TemptError: nginx is not installed, or the keys are incomplete.
     """
     front = place.process()
-    configured = front_configuration(place)
     with ended_together([front]):
         say(f"the front listens at {place.host}:{place.port} and passes {place.link}; log in {front.log}")
         while not until():
             status = front.keep()
             if status is not None:
                 say(f"nginx ended with status {status}; started again; {front.log} says why")
-            if front_configuration(place) != configured and front.pid is not None:  # the facts are new
-                configured = place.configure()
-                os.kill(front.pid, signal.SIGHUP)
+            place.renew(front)
             time.sleep(0.5)
 
 

@@ -6,7 +6,6 @@ may submit code and stop runs. SuperLink and SuperExec listen on the loopback.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import time
@@ -18,16 +17,21 @@ from typing import Any
 from server.control import Control, program
 from server.front import FrontPlace, check_keys
 from server.keys import CA, CERTIFICATE, KEY, SECRET
+from server.network import Network, facts_file, own_folder
 from server.run_config import RUN_CONFIG
+from server.told import STATUS
 from shared_model.errors import TemptError, TooFewHospitals
-from shared_model.files import read_json, write_text
+from shared_model.files import locked, private_directory, read_json, write_text
 from shared_model.results import RESULTS
+from shared_model.shipped_code import CLIENT_APP, SERVER_APP, shipped_files
 from shared_model.supervision import Kept, ended_together, free_port
+from shared_model.vocabulary import read_vocabulary
 
-ENDED = "ended.json"
 _READY_SECONDS = 120.0
 _ASK_SECONDS = 15.0  # asking Flower costs a process and two seconds of it
 _LOST_RUNS = 5  # a ServerApp that died is started again so often
+_LOOPBACK = ("127.0.0.1", "localhost")
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,13 @@ class ServerPlace:
     """Where a deployment's server is.
 
     Attributes:
-        keys: what `tempt server keys` made, or an operator's own under the same names.
+        keys: what `tempt server keys` made, or an operator's own under the same names; None: without TLS and keys.
         run: the run directory; `<run>.server` beside it holds Flower's database, its folder and the logs.
-        host, port: where hospitals reach the front; without one here, where the SuperLink listens for it.
+        host, port: where hospitals reach the front; without one here, where the SuperLink listens.
         front: whether it runs here, or elsewhere by `tempt server front`.
     """
 
-    keys: Path
+    keys: Path | None
     run: Path
     host: str
     port: int
@@ -49,82 +53,109 @@ class ServerPlace:
 
     @property
     def own(self) -> Path:
-        return self.run.parent / f"{self.run.name}.server"
+        return own_folder(self.run)
 
-    def link(self) -> str:
-        """The SuperLink's address for this machine's own processes."""
-        if self.front:
-            return f"127.0.0.1:{free_port()}"
-        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
-
-    @property
-    def facts(self) -> Path:
-        """What everybody may read."""
-        return self.own / "told" / "facts.json"
+    def control(self) -> Control:
+        """The SuperLink's, at an address that this machine's own processes reach."""
+        host = "127.0.0.1" if self.front or self.host == "0.0.0.0" else self.host
+        port = free_port() if self.front else self.port
+        return Control(self.own / "flower", f"{host}:{port}", None if self.keys is None else self.keys / CA)
 
 
-def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Run one federation to its end, whatever process is killed on the way; the content of `results.json`.
+
+    Args:
+        run_config: the run's, without `out` and `status-file`; `vocabulary` names a directory.
 
     Raises:
         TooFewHospitals: the run ended below its quorum.
         TemptError: the keys are incomplete, a program is missing, or the run ended by a user's mistake.
     """
-    check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
-    control = Control(place.own / "flower", place.keys, place.link())
+    if place.keys is not None:
+        check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
+    elif place.host not in _LOOPBACK or place.front:
+        raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
+    digest = read_vocabulary(Path(str(run_config["vocabulary"])) / "vocabulary.json").digest
+    private_directory(place.own)
+    with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
+        return _launch(place, run_config, digest, say)
+
+
+def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str, say: Say) -> dict[str, Any]:
+    network = Network(place.own, place.control())
+    control, status = network.control, place.own / STATUS
     control.connect()
-    given = {"out": str(place.run.absolute()), "status-file": str((place.own / ENDED).absolute())}
+    network.publish(vocabulary)
+    given = {"out": str(place.run.absolute()), "status-file": str(status.absolute())}
     app = _app_folder(place.own / "app", RUN_CONFIG | dict(run_config) | given)
     kept = _processes(place, control)
+    front = _front(place, control)
+    if front is not None:
+        kept.append(front.process())
     with ended_together(kept):
+        say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {kept[0].log}")
         _until(control.answers, kept, "the SuperLink answers")
-        for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
-            control.register(public, int(public.parent.name))
+        if place.keys is not None:
+            for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
+                network.register(public, int(public.parent.name))
+            network.publish(vocabulary)
         say(f"hospitals reach the server at {place.host}:{place.port}; waiting for {run_config['hospitals']}")
+
+        def keep() -> None:
+            for process in kept:
+                process.keep()
+            if front is not None:
+                front.renew(kept[-1])
+
         for attempt in range(_LOST_RUNS):
-            (place.own / ENDED).unlink(missing_ok=True)
-            status = _watch(control, control.submit(app), kept, place.own / ENDED)
-            ended = read_json(place.own / ENDED) if (place.own / ENDED).exists() else None
+            status.unlink(missing_ok=True)
+            last = _watch(control, control.submit(app), keep, status, say)
+            ended = read_json(status)["ended"] if status.exists() else None
             if ended is not None and ended["status"] == 0:
                 return read_json(place.run / RESULTS)
             if ended is not None:
                 kind = TooFewHospitals if ended["status"] == TooFewHospitals.status else TemptError
                 raise kind(str(ended["error"]))
-            say(f"the run was lost ({status}); it goes on from its last round ({attempt + 1} of {_LOST_RUNS})")
+            say(f"the run was lost ({last}); it goes on from its last round ({attempt + 1} of {_LOST_RUNS})")
     raise TemptError(f"{place.own / 'logs'}: the run was lost {_LOST_RUNS} times; the logs say why")
 
 
 def _processes(place: ServerPlace, control: Control) -> list[Kept]:
-    keys, logs, environment = place.keys.absolute(), place.own / "logs", control.environment
-    secret = ["--superexec-auth-secret-file", str(keys / SECRET)]
-    host, port = ("127.0.0.1", control.address.rpartition(":")[2]) if place.front else (place.host, str(place.port))
-    superlink = [program("flower-superlink"), "--host", host, "--port", port]
-    superlink += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
-    superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth", "--isolation", "process"]
-    superlink += ["--database", str((place.own / "superlink.db").absolute()), *secret]
+    logs, environment = place.own / "logs", control.environment
+    host, port = control.address.rsplit(":", 1)
+    superlink = [program("flower-superlink"), "--host", host if place.front else place.host, "--port", port]
+    superlink += ["--database", str((place.own / "superlink.db").absolute()), "--isolation", "process"]
     superlink += ["--disable-runtime-dependency-installation"]
-    superexec = [program("flower-superexec"), "--runtime-api-address", control.address]
-    superexec += ["--root-certificates", str(keys / CA), *secret]
-    kept = [
+    superexec = [program("flower-superexec"), "--runtime-api-address", control.address, *control.trust()]
+    if place.keys is None:
+        superlink.append("--insecure")
+    else:
+        keys = place.keys.absolute()
+        secret = ["--superexec-auth-secret-file", str(keys / SECRET)]
+        superlink += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
+        superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth", *secret]
+        superexec += secret
+    return [
         Kept("superlink", superlink, environment, logs / "superlink.log"),
         Kept("superexec", superexec, environment, logs / "superexec.log"),
     ]
-    if place.front:
-        front = FrontPlace(place.keys, place.own, place.facts, place.host, place.port, control.address)
-        kept.append(front.process())
-    return kept
+
+
+def _front(place: ServerPlace, control: Control) -> FrontPlace | None:
+    if not place.front or place.keys is None:
+        return None
+    return FrontPlace(place.keys, place.own, facts_file(place.own), place.host, place.port, control.address)
 
 
 def _app_folder(folder: Path, run_config: Mapping[str, Any]) -> Path:
     """The app as Flower ships it: this installation's packages, and nothing of `sim`."""
     shutil.rmtree(folder, ignore_errors=True)
-    for package in ("server", "hospital_client", "shared_model"):
-        found = importlib.util.find_spec(package)
-        assert found is not None and found.origin is not None
-        source = Path(found.origin).parent
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name, content in shipped_files().items():
+        private_directory((folder / name).parent)
+        (folder / name).write_bytes(content)
     lines = [f"{name} = {json.dumps(value)}" for name, value in run_config.items()]
-    text = """[project]
+    text = f"""[project]
 name = "tempt"
 version = "0.1.0"
 license = "Apache-2.0"
@@ -132,8 +163,8 @@ dependencies = []
 [tool.flwr.app]
 publisher = "tempt"
 [tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "hospital_client.app:app"
+serverapp = "{SERVER_APP}"
+clientapp = "{CLIENT_APP}"
 [tool.flwr.app.config]
 """
     write_text(folder / "pyproject.toml", text + "\n".join(lines) + "\n")
@@ -152,17 +183,20 @@ def _until(condition: Callable[[], bool], kept: Sequence[Kept], what: str) -> No
         process.keep()
 
 
-def _watch(control: Control, run: str, kept: Sequence[Kept], ended: Path) -> str:
+def _watch(control: Control, run: str, keep: Callable[[], None], status: Path, say: Say) -> str:
     """Keep the processes running until the app says that it has ended, or Flower that the run has; its last status."""
-    asked = time.monotonic()
+    asked, said = time.monotonic(), 0
     while True:
-        for process in kept:
-            process.keep()
-        if ended.exists():
+        keep()
+        told = read_json(status) if status.exists() else {"lines_before": 0, "lines": [], "ended": None}
+        for line in told["lines"][max(0, said - told["lines_before"]) :]:
+            say(line)
+        said = told["lines_before"] + len(told["lines"])
+        if told["ended"] is not None:
             return "finished"
         if time.monotonic() - asked >= _ASK_SECONDS:
             asked = time.monotonic()
-            status = control.status_of(run)  # None: the SuperLink is being started again
-            if status is not None and status.startswith("finished"):
-                return status
+            found = control.status_of(run)  # None: the SuperLink is being started again
+            if found is not None and found.startswith("finished"):
+                return found
         time.sleep(0.3)

@@ -8,6 +8,7 @@ validation alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import Hospital, Plan, exchange, is_missing, metrics_of, size_of
+from server.exchange import POLL_SECONDS, Hospital, Plan, exchange, is_missing, metrics_of, size_of, within
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -75,7 +76,7 @@ def pretrain(
         on_round: gets each round's history row, once the round is kept.
 
     Raises:
-        TooFewHospitals: fewer updates of a round were taken than the quorum asks for.
+        TooFewHospitals: fewer updates of a round were taken than the quorum asks for, and waiting did not help.
         TemptError: the checkpoint is damaged, the disk is full, or the strategy left what is no number.
     """
     state = _Rounds(plan, hospitals, initial)
@@ -88,6 +89,8 @@ def pretrain(
         state.save(files.partial)
         if row is not None:
             on_round(row)
+        state.tell()
+        state.wait_for_more(grid)
     about = {"model": PRETRAINING, "seed": plan.seed, "hospital": 0, "best_epoch": state.progress.best_epoch}
     about["experiment"] = plan.experiment
     seconds = max(time.monotonic() - began, sum(row["seconds"] for row in state.progress.history))
@@ -121,6 +124,8 @@ class _Rounds:
         self.best: Arrays = self.current
         self.progress = Progress()
         self.parts = {h.hospital: Participation() for h in hospitals}
+        self._below: tuple[TooFewHospitals, int] | None = None  # the last exchange left its round so; hospitals needed
+        self._wait_until: float | None = None  # for hospitals to come back, since this round was first below
         self._open_row: dict[str, Any] | None = None  # of the last round, until its score has come
         self._ended = False
         federation = plan.federation
@@ -151,6 +156,7 @@ class _Rounds:
         began = time.monotonic()
         plan, federation, number = self.plan, self.plan.federation, self.progress.epoch + 1
         asked = drawn(self.hospitals, federation.fraction, plan.seed, number) if number <= self._last else []
+        self._below, missing = None, set[int]()
         scoring = self.selects and self._open_row is not None
         by_id = {h.hospital: h for h in self.hospitals if h.hospital in asked or (scoring and h.validation)}
         messages = self._messages(grid, list(by_id.values()), number, asked, scoring)
@@ -161,12 +167,16 @@ class _Rounds:
         control = {name: array.astype(np.float64) for name, array in self._control.items()}
         for hospital in why_not:
             self.parts[hospital].missed += 1
+            missing.add(hospital)
+        doing = f"round {number}" if asked else "the last round's score"
+        plan.told.say(f"{doing}: waiting {within(federation.timeout)} for the replies of {len(messages)} hospitals")
         for hospital, reply in exchange(grid, messages, federation.timeout):
             part, expected = self.parts[hospital], by_id[hospital]
             part.bytes_to_hospital += size_of(messages[hospital].content)
             if reply is None or is_missing(reply):
                 part.missed += 1
                 why_not[hospital] = "no reply"
+                missing.add(hospital)
                 continue
             try:
                 answer = self._checked(reply, expected, trains=hospital in asked, scores=scoring)
@@ -189,12 +199,21 @@ class _Rounds:
         if self._ended or not asked:
             self._ended = True
             return row
+        for hospital, reason in why_not.items():
+            plan.told.say(f"round {number}: hospital {hospital} is left out: {reason}")
         if len(taken) < federation.quorum * len(asked):
             hospital, why_this = next((h, why) for h, why in why_not.items() if h in asked)
-            raise TooFewHospitals(
+            why_below = TooFewHospitals(
                 f"round {number}: the updates of {len(taken)} of {len(asked)} hospitals could be taken, the quorum is "
                 f"{federation.quorum:g}; hospital {hospital}: {why_this}"
             )
+            self._aggregation.forget()
+            needed = math.ceil(federation.quorum * len(asked) - 1e-9)
+            if federation.timeout is None or len(taken) + len(missing.intersection(asked)) < needed:
+                raise why_below
+            self._below = why_below, needed
+            return row
+        self._wait_until = None
         self._move(number, taken, control)
         self.progress.step += federation.local_epochs * -(-weight // plan.settings.pretraining.batch_size)
         self._open_row = {
@@ -208,6 +227,41 @@ class _Rounds:
             row = self._close_row(None)
             self._ended = number == self._last
         return row
+
+    def wait_for_more(self, grid: Grid) -> None:
+        """After a round below its quorum: wait until so many hospitals are there that it is worth another try.
+
+        Raises:
+            TooFewHospitals: they were not, within as many seconds as an exchange has.
+        """
+        if self._below is None:
+            return
+        why, needed = self._below
+        limit, now = self.plan.federation.timeout, time.monotonic()
+        assert limit is not None
+        if self._wait_until is None:
+            self._wait_until = now + limit
+        self.plan.told.say(f"{why}; waiting up to {max(0.0, self._wait_until - now):.0f} s for others to come back")
+        nodes = {h.node for h in self.hospitals if h.train}
+        while time.monotonic() < self._wait_until:
+            if len(nodes.intersection(grid.get_node_ids())) >= needed:
+                return
+            time.sleep(POLL_SECONDS)
+        raise why
+
+    def tell(self) -> None:
+        """Tell the operator each hospital's part."""
+        rows = {}
+        for h in self.hospitals:
+            part = self.parts[h.hospital]
+            rows[h.hospital] = {
+                "node": h.node,
+                "records": h.train,
+                "last_round": part.taken[-1] if part.taken else 0,
+                "missed": part.missed,
+                "rejected": part.rejected,
+            }
+        self.plan.told.hospitals(rows)
 
     def _messages(
         self, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool

@@ -122,12 +122,12 @@ class Aggregation:
     def finish(self, number: int, current: Arrays) -> Arrays:
         """The next shared tensors, from the updates taken since the last call and the current ones."""
         if self.holds_all:
-            updates, self._all = self._all, []
+            updates = self._all
         else:
             # FedAvg (McMahan et al., AISTATS 2017): the mean over records
             mean = {name: (total / self._weight).astype(np.float32) for name, total in self._sums.items()}
             updates = [(mean, self._weight)]
-            self._sums, self._weight = {}, 0
+        self.forget()
         if self.name == "fedavgm":
             self._strategy.current_arrays = array_record(current)
         elif hasattr(self._strategy, "current_arrays"):
@@ -135,6 +135,10 @@ class Aggregation:
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is found by who asked for it
             arrays, _ = self._strategy.aggregate_train(number, [_reply(*update) for update in updates])
             return {name: np.asarray(array.numpy(), dtype=np.float32) for name, array in arrays.items()}
+
+    def forget(self) -> None:
+        """Drop the updates taken since the last `finish`."""
+        self._all, self._sums, self._weight = [], {}, 0
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """The server optimizer's moments, for the checkpoint."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, Plan, exchange, metrics_of
+from server.exchange import Hospital, Plan, exchange, metrics_of, within
 from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
 
@@ -43,6 +43,7 @@ def tune(
         for h in hospitals
         if h.node is not None
     }
+    plan.told.say(f"tuning: waiting {within(timeout)} for the metrics of {len(messages)} hospitals")
     found: dict[int, dict[str, float]] = {}
     without: dict[int, str] = {}
     by_id = {h.hospital: h for h in hospitals}
@@ -62,5 +63,6 @@ def tune(
             found[hospital] = told
         except Rejected as why:
             without[hospital] = str(why)
+            plan.told.say(f"tuning: hospital {hospital} is left out: {why}")
         on_hospital(f"tuning of hospital {hospital}, seed {plan.seed}")
     return found, without

@@ -7,6 +7,7 @@ After a kill at any moment a path holds the old content or the new. What a kille
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -151,6 +152,24 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock's file for this process alone; the system lets it go however the process ends.
+
+    Raises:
+        TemptError: another process holds it; `taken` is what is said then.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TemptError(taken) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def private_directory(path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
-from shared_model.files import check_place, new_directory, read_json, remove_leftovers, write_json, write_text
+from shared_model.files import check_place, locked, new_directory, read_json, remove_leftovers, write_json, write_text
 
 CONFIG = "config.json"
 DATASET = "dataset"
@@ -56,16 +54,10 @@ def held(directory: Path) -> Iterator[None]:
     """
     if not (directory / CONFIG).is_file():
         raise TemptError(f"{directory}: has no {CONFIG}; there is no run to resume, leave --resume out to begin one")
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TemptError(f"{directory}: another process is at work on this run; wait for it or end it") from None
+    taken = f"{directory}: another process is at work on this run; wait for it or end it"
+    with locked(directory / ".lock", taken):
         remove_leftovers(directory)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def compare(directory: Path, config: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,16 @@ from pathlib import Path
 from shared_model.files import private_directory
 
 _ENDS_WITHIN = 8.0  # seconds from SIGTERM to SIGKILL
+_GUARD = """import os, signal, sys
+sessions = set()
+for line in sys.stdin:
+    (sessions.add if line[0] == "+" else sessions.discard)(int(line[1:]))
+for session in sessions:  # whoever kept them was killed
+    try:
+        os.killpg(session, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
 
 
 class Kept:
@@ -30,6 +41,7 @@ class Kept:
         self._command, self._environment, self._delay = list(command), dict(environment), delay
         self._process: subprocess.Popen[bytes] | None = None
         self._again_at = 0.0
+        self._tell: Callable[[str], None] = _nobody
         self.starts = 0
 
     @property
@@ -43,6 +55,7 @@ class Kept:
             ended = self._process.poll()
             if ended is None:
                 return None
+            self._tell_guard("-")
             self._process = None
             self._again_at = time.monotonic() + self._delay
         if time.monotonic() >= self._again_at:
@@ -52,8 +65,17 @@ class Kept:
                     self._command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )  # fmt: skip
+            self._tell_guard("+")
             self.starts += 1
         return ended
+
+    def guarded_by(self, tell: Callable[[str], None]) -> None:
+        """Name every process to a guard, which ends it should this one be killed."""
+        self._tell = tell
+
+    def _tell_guard(self, sign: str) -> None:
+        if self._process is not None:
+            self._tell(f"{sign}{self._process.pid}\n")
 
     def end(self) -> None:
         """Ask it to end; its children with it."""
@@ -71,6 +93,7 @@ class Kept:
             self._process.wait()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._tell_guard("-")
 
     def last_words(self, pattern: Callable[[str], str | None]) -> str | None:
         """What the pattern finds in the latest lines of its log, the last one first."""
@@ -81,17 +104,35 @@ class Kept:
         return next((found for line in reversed(lines) if (found := pattern(line)) is not None), None)
 
 
+def _nobody(line: str) -> None:
+    """Where no guard is told."""
+
+
 @contextmanager
 def ended_together(kept: Sequence[Kept]) -> Iterator[None]:
-    """End all of them, in time, however the block ends; the last ones first."""
-    try:
-        yield
-    finally:
-        for process in reversed(kept):
-            process.end()
-        until = time.monotonic() + _ENDS_WITHIN
-        for process in reversed(kept):
-            process.wait(until)
+    """End all of them, in time, however the block ends, `kill -9` of this process included; the last ones first."""
+    command = [sys.executable, "-S", "-c", _GUARD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
+        pipe = guard.stdin
+        assert pipe is not None
+
+        def tell(line: str) -> None:
+            with suppress(BrokenPipeError):
+                pipe.write(line)
+                pipe.flush()
+
+        for process in kept:
+            process.guarded_by(tell)
+        try:
+            yield
+        finally:
+            for process in reversed(kept):
+                process.end()
+            until = time.monotonic() + _ENDS_WITHIN
+            for process in reversed(kept):
+                process.wait(until)
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def free_port() -> int:
@@ -101,10 +142,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def flower_environment(home: Path) -> dict[str, str]:
-    """The environment of every process of Flower's: all it writes in one folder, and nobody called outside."""
+def flower_environment(home: Path, *first: Path) -> dict[str, str]:
+    """The environment of every process of Flower's: all it writes in one folder, and nobody called outside.
+
+    Args:
+        first: folders whose programs come before Flower's, which are those beside this Python.
+    """
     private_directory(home)
+    folders = [*map(str, first), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     return os.environ | {
+        "PATH": os.pathsep.join(folders),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

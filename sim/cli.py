@@ -89,7 +89,7 @@ def _kept(arguments: list[str]) -> str:
     """What a command that was ended leaves."""
     if arguments[:1] == ["simulate"]:
         return "; what is finished is kept, go on with --resume"
-    if arguments[1:2] == ["launch"]:
+    if arguments[1:2] in (["launch"], ["front"]):
         return "; what is finished is kept, the same command goes on"
     return "; nothing was written"
 

@@ -15,3 +15,16 @@ def initial_tensors(settings: Settings, dataset: Dataset, seed: int) -> Arrays:
     """The tensors that a federation begins with."""
     federation = Federation(Path(), dataset.vocabulary, settings, FederationSettings(), (), False, 1, 1)
     return federation.initial(seed)
+
+
+class Clock:
+    """Time that passes only where the server sleeps, so that no test depends on seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

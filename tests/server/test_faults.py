@@ -20,25 +20,12 @@ from shared_model import checkpoint
 from shared_model.errors import TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
 from sim.inprocess_grid import InProcessGrid
-from tests.server.federations import initial_tensors
+from tests.server.federations import Clock, initial_tensors
 from tests.sim import consortium
 
 DATASET, SETTINGS = consortium.make_dataset(), consortium.settings(pretraining__epochs="3")
 BAD = 8  # the hospital whose replies are tampered with
 Tamper = Callable[[Message], Message | None]
-
-
-class Clock:
-    """Time that passes only where the server sleeps, so that no test depends on seconds."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class HandOnTheLine(InProcessGrid):

@@ -1,0 +1,85 @@
+"""`flwr-clientapp` as a hospital runs it: the code that its own installation has, and no other.
+
+SuperNode starts this for every message, as `launch` puts it first on its path. What the server ships is compared with
+the installed packages, file by file, before any of it is unpacked or imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import shlex
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from shared_model.files import private_directory, write_text
+from shared_model.shipped_code import CLIENT_APP, shipped_files
+
+REFUSED = "TEMPT_REFUSED"
+"""The environment variable that names the file in which a refusal is told to `tempt hospital launch`."""
+
+
+class OtherCode(Exception):
+    """What a server ships is not what is installed here."""
+
+
+def check_code(fab: bytes) -> None:
+    """Refuse an app that holds anything but this installation's files.
+
+    Args:
+        fab: as Flower ships it, a zip archive.
+
+    Raises:
+        OtherCode: the first difference is named.
+    """
+    ours = shipped_files()
+    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+        for name in archive.namelist():
+            if name.startswith(".info/") or name.endswith("/"):
+                continue
+            if name == "pyproject.toml":
+                components = tomllib.loads(archive.read(name).decode())["tool"]["flwr"]["app"]["components"]
+                if components["clientapp"] != CLIENT_APP:
+                    raise OtherCode(f"its ClientApp is {str(components['clientapp'])[:60]}, expected {CLIENT_APP}")
+            elif name not in ours:
+                raise OtherCode(f"it holds {name[:80]}, which is not installed here")
+            elif archive.read(name) != ours[name]:
+                raise OtherCode(f"its {name} is not the one installed here")
+
+
+def install(folder: Path) -> None:
+    """Write a `flwr-clientapp` that runs this module into a folder, to be put first on the path."""
+    private_directory(folder)
+    path = folder / "flwr-clientapp"
+    write_text(path, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {__name__} "$@"\n')
+    path.chmod(0o700)
+
+
+def main() -> None:
+    """Run Flower's ClientApp process, with the check before the app is unpacked."""
+    from flwr.supernode.cli import flwr_clientapp
+
+    # Flower has no place for this check of its own
+    process: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    unpack = process.install_from_fab
+
+    def checked(fab_file: bytes, *arguments: Any, **options: Any) -> Path:
+        try:
+            check_code(fab_file)
+        except OtherCode as other:
+            if REFUSED in os.environ:
+                write_text(Path(os.environ[REFUSED]), f"{other}\n")
+            raise
+        found: Path = unpack(fab_file, *arguments, **options)
+        return found
+
+    process.install_from_fab = checked
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    main()

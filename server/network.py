@@ -1,0 +1,120 @@
+"""Who may take part in a deployment, who does, and what everybody may know of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.control import Control
+from server.told import STATUS
+from shared_model.errors import TemptError
+from shared_model.files import private_directory, read_json, write_json
+from shared_model.node_keys import fingerprint, read_public
+from shared_model.shipped_code import code_digest
+
+_REGISTERED = "registered.json"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A deployment's folder beside its run directory, and the SuperLink that uses it."""
+
+    own: Path
+    control: Control
+
+    @classmethod
+    def of_run(cls, run: Path) -> Network:
+        """The network of a run that `tempt server launch` has begun.
+
+        Raises:
+            TemptError: there is none.
+        """
+        own = own_folder(run)
+        if not (own / "flower" / "config.toml").is_file():
+            raise TemptError(f"{own}: no server was launched with --out {run}; `tempt server launch` makes the folder")
+        return cls(own, Control.of_home(own / "flower"))
+
+    def registered(self) -> dict[str, dict[str, str]]:
+        """Flower's number and the key's fingerprint of each registered hospital, by id."""
+        path = self.own / _REGISTERED
+        return read_json(path) if path.exists() else {}
+
+    def register(self, public: Path, hospital: int, *, replace: bool = False) -> bool:
+        """Bind a key to a hospital's id, the only name that the server believes; False if it is bound already.
+
+        Args:
+            replace: take the hospital's older key out.
+
+        Raises:
+            TemptError: the key is none, or another's, or the hospital has another one.
+        """
+        mark, known = fingerprint(read_public(public)), self.registered()
+        whose = next((int(other) for other, found in known.items() if found["key"] == mark), None)
+        if whose == hospital:
+            return False
+        if whose is not None:
+            raise TemptError(f"{public}: this key is hospital {whose}'s; each hospital has a key of its own")
+        older = known.get(str(hospital))
+        if older is not None and not replace:
+            raise TemptError(f"{public}: hospital {hospital} has another key; --replace takes that one out")
+        if older is not None:
+            self.control.unregister(older["node"])
+        node = self.control.register(public, hospital)
+        write_json(self.own / _REGISTERED, known | {str(hospital): {"node": node, "key": mark}})
+        return True
+
+    def publish(self, vocabulary: str | None) -> None:
+        """Write what everybody may read, for `tempt hospital check`.
+
+        Args:
+            vocabulary: the agreed vocabulary's digest, where there is one.
+        """
+        keys = sorted(found["key"] for found in self.registered().values())
+        versions = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
+        private_directory(facts_file(self.own).parent)
+        content = {"versions": versions, "code": code_digest(), "vocabulary": vocabulary, "keys": keys}
+        write_json(facts_file(self.own), content)
+
+    def republish(self) -> None:
+        """Write it anew with the keys that are registered now."""
+        path = facts_file(self.own)
+        if path.exists():
+            self.publish(read_json(path)["vocabulary"])
+
+    def status(self) -> tuple[bool, dict[str, dict[str, Any]], list[str]]:
+        """Whether the server runs, each hospital's part, and the lines that the run has told."""
+        path = self.own / STATUS
+        told: Mapping[str, Any] = read_json(path) if path.exists() else {"hospitals": {}, "lines": []}
+        online = self.control.nodes() if self.control.answers() else None
+        rows: dict[str, dict[str, Any]] = {}
+        known = self.registered()
+        for hospital in sorted(known.keys() | told["hospitals"].keys(), key=int):
+            part = dict(told["hospitals"].get(hospital, {}))
+            node = str(part.get("node") or known.get(hospital, {}).get("node", ""))
+            rows[hospital] = part | {"state": online.get(node, "unknown") if online is not None else "unknown"}
+        return online is not None, rows, list(told["lines"])
+
+
+def own_folder(run: Path) -> Path:
+    """Where a run's server keeps its database, Flower's files and its logs: beside the run directory."""
+    return run.parent / f"{run.name}.server"
+
+
+def facts_file(own: Path) -> Path:
+    """What everybody may read of a network."""
+    return own / "told" / "facts.json"
+
+
+def status_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Each hospital's part, a line each."""
+    lines = [f"{'Hospital':>9}  {'State':<13}{'Records':>8}{'Last round':>12}{'Missed':>8}{'Rejected':>10}"]
+    for hospital, row in rows.items():
+        numbers = [str(row.get(name, "-")) for name in ("records", "last_round", "missed")]
+        rejected = row.get("rejected", [])
+        line = f"{hospital:>9}  {row['state']:<13}{numbers[0]:>8}{numbers[1]:>12}{numbers[2]:>8}"
+        lines.append(line + f"{len(rejected) if 'rejected' in row else '-':>10}")
+        lines += [f"{'':>11}{why}" for why in rejected[-1:]]
+    return lines
