@@ -118,7 +118,7 @@ def _certificate(place: HospitalPlace, server: _Server) -> str:
     try:
         context = ssl.create_default_context(cafile=str(place.root_certificates))
     except OSError as error:
-        why = error.strerror or "no certificate in PEM"
+        why = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
         raise _Trouble(
             f"{place.root_certificates}: {why}", "give the CA's certificate that the operator sent"
         ) from None

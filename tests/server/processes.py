@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from flwr.app import Message
 
 from hospital_client.app import Place

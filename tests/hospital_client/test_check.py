@@ -1,0 +1,212 @@
+"""`tempt hospital check` finds what would stop a hospital, with what to mend, and looks at the rest all the same."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from hospital_client import check
+from hospital_client.check import Finding, look
+from hospital_client.launch import HospitalPlace
+from server.keys import make_keys
+from server.network import Network
+from shared_model.errors import TemptError
+from shared_model.files import write_json
+from shared_model.node_keys import fingerprint
+from sim.cli import run as tempt
+from tests.sim import consortium
+
+
+@dataclass
+class Front:
+    """What a front tells."""
+
+    facts: dict[str, Any] | None
+    ahead: float = 0.0  # of its clock
+    port: int = 0
+    keys: Path = field(default_factory=Path)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    front: ClassVar[Front]
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.front.facts).encode()
+        self.send_response_only(200 if self.front.facts is not None and self.path == "/facts.json" else 403)
+        self.send_header("Date", formatdate(time.time() + self.front.ahead, usegmt=True))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("keys") / "keys"
+    make_keys(place, ["localhost"], [3, 8])
+    return place
+
+
+@pytest.fixture
+def front(keys: Path, tmp_path: Path) -> Iterator[Front]:
+    network = Network(tmp_path / "net", None)  # type: ignore[arg-type]
+    public = (keys / "hospitals" / "8" / "key.pub").read_bytes()
+    (tmp_path / "net").mkdir()
+    write_json(tmp_path / "net" / "registered.json", {"8": {"node": "1", "key": fingerprint(public)}})
+    network.publish(consortium.VOCABULARY.digest)
+    front = Front(json.loads((tmp_path / "net" / "told" / "facts.json").read_text()), keys=keys)
+    server = http.server.HTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"front": front}))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    front.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield front
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def place(front: Front, tmp_path: Path) -> HospitalPlace:
+    data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    key = front.keys / "hospitals" / "8" / "key"
+    return HospitalPlace(f"127.0.0.1:{front.port}", data, 8, tmp_path / "a state", front.keys / "ca.pem", key)
+
+
+def wrong(place: HospitalPlace) -> dict[str, Finding]:
+    return {finding.what: finding for finding in look(place) if not finding.well}
+
+
+def test_where_all_is_well_nothing_is_to_mend_and_nothing_is_written(place: HospitalPlace) -> None:
+    before = consortium.tree(place.partition.parent)
+    found = list(look(place))
+    assert [finding for finding in found if not finding.well or finding.mend] == []
+    assert {finding.what: finding for finding in found}["key"].found.endswith(", registered")
+    assert consortium.tree(place.partition.parent) == before
+
+
+def test_a_name_that_is_none_stops_what_needs_the_server_and_no_more(place: HospitalPlace) -> None:
+    found = wrong(replace(place, superlink="no-such-host.invalid:8443"))
+    assert "has no address" in found["name"].found and found["name"].mend
+    assert {what for what, finding in found.items() if "not looked at" in finding.found} == {
+        *("port", "certificate", "clock", "versions", "code"),
+    }
+    assert "records" not in found and "disk" not in found
+
+
+def test_a_port_where_nobody_listens(place: HospitalPlace) -> None:
+    found = wrong(replace(place, superlink="127.0.0.1:9"))
+    assert "refused" in found["port"].found and "firewall" in found["port"].mend
+
+
+def test_a_certificate_of_another_ca_and_one_without_the_address(place: HospitalPlace, tmp_path: Path) -> None:
+    make_keys(tmp_path / "others", [], [3])
+    found = wrong(replace(place, root_certificates=tmp_path / "others" / "ca.pem"))
+    assert "not the CA" in found["certificate"].mend and "versions" in found
+    assert "holds no certificate" in wrong(replace(place, root_certificates=place.private_key))["certificate"].found
+    address = place.superlink.replace("127.0.0.1", "127.0.0.2")
+    with pytest.MonkeyPatch.context() as patched:
+        connect = check.socket.create_connection
+        patched.setattr(check.socket, "create_connection", lambda at, *a, **k: connect(("127.0.0.1", at[1]), *a, **k))
+        patched.setattr(check.http.client.socket, "create_connection", check.socket.create_connection)
+        assert "--hosts" in wrong(replace(place, superlink=address))["certificate"].mend
+
+
+def test_a_port_that_speaks_no_tls(place: HospitalPlace, front: Front) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"front": front}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    found = wrong(replace(place, superlink=f"127.0.0.1:{server.server_port}"))
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert "no TLS there" in found["certificate"].found
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(-60.0, "s ahead of"), (900.0, "s behind")])
+def test_a_clock_that_is_off(place: HospitalPlace, front: Front, ahead: float, words: str) -> None:
+    front.ahead = ahead
+    found = wrong(place)
+    assert list(found) == ["clock"] and words in found["clock"].found and "NTP" in found["clock"].mend
+
+
+def test_a_key_that_the_server_does_not_know_is_readable_by_others_or_is_none(
+    place: HospitalPlace, front: Front, tmp_path: Path
+) -> None:
+    found = wrong(replace(place, private_key=front.keys / "hospitals" / "3" / "key"))
+    assert "the server does not know SHA256:" in found["key"].found and "tempt server register" in found["key"].mend
+    assert place.private_key is not None
+    loose = tmp_path / "loose"
+    loose.write_bytes(place.private_key.read_bytes())
+    loose.chmod(0o644)
+    assert "chmod 600" in wrong(replace(place, private_key=loose))["key"].mend
+    assert "OpenSSH" in wrong(replace(place, private_key=front.keys / "ca.key"))["key"].found
+    assert "can't be read" in wrong(replace(place, private_key=tmp_path / "none"))["key"].found
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "words"),
+    [
+        ({"versions": {"flwr": "1.40.0"}}, "versions", "at the server"),
+        ({"code": "f" * 64}, "code", "ffffffffffff at the server"),
+        ({"vocabulary": "e" * 64}, "records", "the network's eeeeeeeeeeee"),
+    ],
+)
+def test_what_differs_from_the_server(
+    place: HospitalPlace, front: Front, change: dict[str, Any], what: str, words: str
+) -> None:
+    assert front.facts is not None
+    front.facts |= change
+    found = wrong(place)
+    assert list(found) == [what] and words in found[what].found and found[what].mend
+
+
+def test_a_front_that_tells_nothing_stops_nothing(place: HospitalPlace, front: Front) -> None:
+    front.facts = None
+    assert wrong(place) == {}
+
+
+def test_records_disk_and_rights(place: HospitalPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "has no hospital 9" in wrong(replace(place, hospital=9))["records"].found
+    monkeypatch.setattr(check, "_FREE_BYTES", 10**18)
+    assert "make room" in wrong(place)["disk"].mend
+    monkeypatch.setattr(check.tempfile, "TemporaryFile", _refused)
+    assert "the right to write" in wrong(place)["write access"].mend
+
+
+def _refused(**options: Any) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("address", ["server", "server:", "server:0", "server:70000", "a b:1"])
+def test_an_address_that_is_none_is_a_mistake(place: HospitalPlace, address: str) -> None:
+    with pytest.raises(TemptError, match="expected HOST:PORT"):
+        list(look(replace(place, superlink=address)))
+
+
+def test_the_command_prints_a_line_each_and_ends_with_2_where_something_is_wrong(
+    place: HospitalPlace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--superlink", place.superlink, "--partition", str(place.partition), "--state", str(place.state)]
+    options += ["--root-certificates", str(place.root_certificates), "--private-key", str(place.private_key)]
+    assert tempt(["hospital", "check", *options, "--hospital-id", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 10 and lines[-1].startswith("Hospital 8 can be")
+    assert tempt(["hospital", "check", *options, "--hospital-id", "9"]) == 2
+    assert "WRONG  records" in capsys.readouterr().out
+    assert tempt(["hospital", "check", *options, "--hospital-id", "8", "--insecure"]) == 2
+    assert "leave out --root-certificates" in capsys.readouterr().err
