@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hospital_client.eicu import extract_records, find_tables
+from hospital_client.eicu import extract_records
+from hospital_client.eicu_tables import find_tables
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import Report, make_report
 from shared_model.errors import TemptError
