@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
+from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 
@@ -36,8 +38,10 @@ class HospitalPlace:
 
     Attributes:
         superlink: where the server's front is, host:port.
-        partition: a dataset directory that holds this hospital's records.
+        partition: a dataset directory that holds this hospital's records, or its own raw tables.
         state: the hospital's own folder: prompts, heads, metrics, ledger, Flower's files, log.
+        is_raw: the partition is raw tables; records are prepared from them once the hospitals agreed on a vocabulary.
+        minimum_count: a code that fewer of its stays have is not named in an agreement, whatever the server asks for.
     """
 
     superlink: str
@@ -46,6 +50,8 @@ class HospitalPlace:
     state: Path
     root_certificates: Path
     private_key: Path
+    is_raw: bool = False
+    minimum_count: int = 1
 
 
 def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[[], bool] = lambda: False) -> None:
@@ -55,9 +61,13 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
         until: asked now and then; True ends it.
 
     Raises:
-        TemptError: the partition has no such hospital, a key or certificate is missing, or the address is none.
+        TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
+            or the address is none.
     """
-    read_partition(place.partition, place.hospital)
+    if place.is_raw:
+        read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
+    else:
+        read_partition(place.partition, place.hospital)
     for path in (place.root_certificates, place.private_key):
         if not path.is_file():
             raise TemptError(f"{path}: no such file")
@@ -65,7 +75,8 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
         raise TemptError(f"--superlink {place.superlink}: expected HOST:PORT")
     config = {
         "hospital-id": place.hospital,
-        "partition": str(place.partition.absolute()),
+        "raw" if place.is_raw else "partition": str(place.partition.absolute()),
+        "minimum-count": place.minimum_count,
         "folder": str(place.state.absolute()),
     }
     command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", place.superlink]

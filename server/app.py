@@ -18,17 +18,20 @@ from flwr.serverapp import Grid, ServerApp
 from server.federation import Federation, check_settings
 from server.federation_settings import federation_settings
 from server.rounds import rounds_of
+from server.vocabulary_agreement import agree, agreement_rules
 from shared_model import run_directory
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
-from shared_model.files import write_json, write_text
+from shared_model.files import read_json, write_json, write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
 from shared_model.settings import resolve
-from shared_model.vocabulary import read_vocabulary, write_vocabulary
+from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from shared_model.vocabulary_rules import AgreementRules
 
 log = logging.getLogger("tempt.server")
+_AGREEMENT = "agreement.json"
 app = ServerApp()
 
 
@@ -52,7 +55,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         TemptError: an option is out of bounds, or the vocabulary is missing.
-        TooFewHospitals: a round or the tuning ended below the quorum.
+        TooFewHospitals: the agreement on a vocabulary, a round or the tuning ended below the quorum.
     """
     run = Path(str(config["out"]))
     settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
@@ -76,8 +79,15 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice")
     seeds = _seeds(str(config["seeds"]))
-    vocabulary = read_vocabulary(Path(str(config["vocabulary"] or config["data"])) / "vocabulary.json")
     expected = int(config["hospitals"])
+    least = max(1, math.ceil(federation.quorum * expected))
+    given, rules = str(config["vocabulary"] or config["data"]), None
+    if given:
+        vocabulary, agreed = read_vocabulary(Path(given) / "vocabulary.json"), None
+    else:
+        names = ("minimum_count", "min_records", "top_medications", "top_procedures")
+        rules = agreement_rules(**{name: config[name.replace("_", "-")] for name in names})
+        vocabulary, agreed = _agreed(grid, run, rules, timeout=federation.timeout, expected=expected, least=least)
     whole = Federation(
         run=run,
         vocabulary=vocabulary,
@@ -86,7 +96,8 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         models=tuple(models),
         save_scores=bool(config["save-scores"]),
         expected=expected,
-        least=max(1, math.ceil(federation.quorum * expected)),
+        least=least,
+        min_records=rules.min_records if rules is not None else 0,
     )
     about = {
         "format": 1,
@@ -99,20 +110,38 @@ def run_federation(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
         "models": models,
         "seeds": seeds,
         "versions": run_directory.versions(),
-    }
+    } | ({"agreement": rules.model_dump()} if rules is not None else {})
 
     def fill(directory: Path) -> Mapping[str, Any]:
         write_vocabulary(directory / "vocabulary.json", vocabulary)
+        if agreed is not None:
+            write_json(directory / _AGREEMENT, agreed)
         return about
 
     if not (run / run_directory.CONFIG).is_file():
         run_directory.create(run, fill, force=False)
     with run_directory.held(run):
         run_directory.compare(run, about)  # an older run of other options is not gone on with
-        return _federate(grid, whole, seeds)
+        return _federate(grid, whole, seeds, {"agreement": agreed} if agreed is not None else {})
 
 
-def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, Any]:
+def _agreed(
+    grid: Grid, run: Path, rules: AgreementRules, *, timeout: float | None, expected: int, least: int
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary that the run's hospitals agreed on, now or when it began, and what became of their parts in it."""
+    if (run / run_directory.CONFIG).is_file():
+        path = run / _AGREEMENT
+        return read_vocabulary(run / "vocabulary.json"), read_json(path) if path.is_file() else {}
+    agreement = agree(grid, rules, timeout=timeout, expected=expected, least=least)
+    vocabulary = agreement.vocabulary
+    sizes = f"{len(vocabulary.diagnoses)}, {len(vocabulary.procedures)} and {len(vocabulary.medications)}"
+    log.info("agreed on %s diagnoses, procedures and medications", sizes)
+    for who, why in agreement.left_out.items():
+        log.warning("%s has no part in the vocabulary: %s", who, why)
+    return vocabulary, agreement.content()
+
+
+def _federate(grid: Grid, whole: Federation, seeds: Sequence[int], more: Mapping[str, Any]) -> dict[str, Any]:
     history = whole.run / "history.jsonl"
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # of runs that ended before
@@ -137,7 +166,7 @@ def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, 
             "vocabulary": whole.vocabulary.digest,
             "hospitals": len({fit.hospital for fit in done if fit.hospital}),
         },
-        "federation": whole.federation.model_dump() | {"seeds": told},
+        "federation": whole.federation.model_dump() | {"seeds": told} | dict(more),
         "versions": run_directory.versions(),
     }
     return write_results(whole.run, head, done, whole.models, seeds)

@@ -38,6 +38,7 @@ class Federation:
         expected: hospitals to wait for at the start of each seed.
         least: hospitals without which it does not begin, and without whose metrics it does not end.
         data_digest: names the hospitals' data, where the server can know it.
+        min_records: a hospital with fewer is left out.
     """
 
     run: Path
@@ -49,6 +50,7 @@ class Federation:
     expected: int
     least: int
     data_digest: str = ""
+    min_records: int = 0
 
     def experiment(self) -> str:
         """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
@@ -81,8 +83,8 @@ class Federation:
             TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
-        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation)
-        hospitals, refused = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
+        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation, self.vocabulary)
+        hospitals, refused = exchange.greet(grid, plan, expected=self.expected, min_records=self.min_records)
         self._enough("the start", len(hospitals), refused)
         files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
         pretraining = FitName(PRETRAINING, seed, WHOLE_CONSORTIUM)
