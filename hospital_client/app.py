@@ -342,7 +342,7 @@ def _of_node(context: Context) -> Place:
     config = context.node_config
     if "hospital-id" in config:
         return Place(
-            Path(str(config.get("raw", config.get("partition")))),
+            Path(str(config["raw" if "raw" in config else "partition"])),
             int(config["hospital-id"]),
             Path(str(config["folder"])),
             str(config.get("device", "cpu")),

@@ -162,7 +162,10 @@ def agree(grid: Grid, rules: AgreementRules, *, timeout: float | None, expected:
 def _enough(found: int, expected: int, least: int, left_out: Mapping[str, str]) -> None:
     if found < least:
         who = next((f"; {name}: {why}" for name, why in left_out.items()), "")
-        raise TooFewHospitals(f"{_PHASE}: {found} hospitals of {expected}, expected at least {least}{who}")
+        raise TooFewHospitals(
+            f"{_PHASE}: {found} hospitals of {expected}, expected at least {least}{who}; launch them with raw "
+            "tables, or name a vocabulary"
+        )
 
 
 def _counts_of(node: int, reply: Message, minimum: int) -> _Counts:

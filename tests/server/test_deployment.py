@@ -22,6 +22,7 @@ import pytest
 
 from shared_model.files import read_json
 from sim.cli import run as tempt
+from tests.server.raw_consortium import RawConsortium, make_tables
 from tests.sim import consortium
 from tests.sim.consortium import assigned, command, environment
 
@@ -52,18 +53,22 @@ class Network:
                 command(*arguments), stdout=log, stderr=log, env=environment(), text=True, start_new_session=True
             )
 
-    def server(self, *more: str) -> None:
+    def server(self, *more: str, agree: bool = False) -> None:
         sets = assigned({"pretraining.epochs": "3"})
-        places = ["--keys", self.keys, "--vocabulary", self.data, "--out", self.run, "--port", str(self.port)]
+        places = ["--keys", self.keys, "--out", self.run, "--port", str(self.port)]
+        places += [] if agree else ["--vocabulary", self.data]
         fixed = ["--hospitals", str(len(HOSPITALS)), "--timeout", "180"]
         self.start("server", "server", "launch", *places, *fixed, *sets, *more)
 
-    def hospital(self, hospital: int, *, key: int | None = None, ca: Path | None = None) -> None:
+    def hospital(
+        self, hospital: int, *, key: int | None = None, ca: Path | None = None, raw: Path | None = None
+    ) -> None:
         key = hospital if key is None else key
         name = f"hospital-{hospital}-{key}"
         self.start(
             name,
-            *("hospital", "launch", "--superlink", f"127.0.0.1:{self.port}", "--partition", self.data),
+            *("hospital", "launch", "--superlink", f"127.0.0.1:{self.port}"),
+            *(("--partition", self.data) if raw is None else ("--raw", raw)),
             *("--hospital-id", str(hospital), "--state", self.root / name),
             *("--root-certificates", self.keys / "ca.pem" if ca is None else ca),
             *("--private-key", self.keys / "hospitals" / str(key) / "key"),
@@ -189,6 +194,28 @@ def test_killed_server_processes_cost_no_result(network: Network, simulated: Pat
     assert_same_results(network.run, simulated)
     rows = [json.loads(line) for line in (network.run / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_hospitals_with_raw_tables_agree_first_and_give_the_simulations_results(
+    network: Network, tmp_path: Path
+) -> None:
+    raw = RawConsortium(tmp_path / "consortium", make_tables(4, {3: 61, 8: 47}))
+    cut = ["--min-records", "10", "--top-medications", "9", "--top-procedures", "11"]
+    assert tempt(["prepare", str(raw.all), str(tmp_path / "dataset"), *cut]) == 0
+    fixed = ["--data", str(tmp_path / "dataset"), "--out", str(tmp_path / "run"), "--models", "tempt", "--jobs", "1"]
+    assert tempt(["simulate", "federated", *fixed, *assigned({"pretraining.epochs": "3"})]) == 0
+
+    network.server("--minimum-count", "1", *cut, agree=True)
+    for hospital in HOSPITALS:
+        network.hospital(hospital, raw=raw.raw[hospital])
+    network.wait(lambda: not running(network, "server"), "the end")
+    assert network.processes["server"].returncode == 0, network.said("server")
+    assert (network.run / "vocabulary.json").read_bytes() == (tmp_path / "dataset" / "vocabulary.json").read_bytes()
+    assert_same_results(network.run, tmp_path / "run")
+    for hospital in HOSPITALS:
+        ledger = network.root / f"hospital-{hospital}-{hospital}" / "egress" / f"{hospital}.jsonl"
+        kinds = [json.loads(line)["kind"] for line in ledger.read_text().splitlines()]
+        assert kinds[:3] == ["vocabulary_counts", "vocabulary_remaining", "hello"]
 
 
 def running(network: Network, name: str) -> bool:
