@@ -1,7 +1,8 @@
 """The Flower ClientApp of a hospital: a message in, a call, a reply out.
 
-Queries `hello`; trainings `pretrain` (a round) and `tune` (prompts, head and test metrics, once). What a reply holds is
-checked and written into the hospital's ledger before it leaves; an error leaves as its kind and place alone.
+Queries `vocabulary_counts` and `vocabulary_remaining` (the agreement on codes, from raw tables) and `hello`; trainings
+`pretrain` (a round) and `tune` (prompts, head and test metrics, once). What a reply holds is checked and written into
+the hospital's ledger before it leaves; an error leaves as its kind and place alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,10 +23,13 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hospital_client import egress, local_tuning
+from hospital_client import egress, local_tuning, vocabulary_counts
+from hospital_client.eicu_tables import Tables, read_tables
 from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
 from hospital_client.partition import Partition, read_partition, records_file
+from hospital_client.preparation import prepare_agreed
+from hospital_client.preparation_options import PreparationOptions
 from hospital_client.watchdog import time_limit
 from shared_model.batching import TokenRows
 from shared_model.errors import HOSPITALS_ERROR, TemptError
@@ -34,9 +38,11 @@ from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import EncoderSettings, Settings
 from shared_model.transport import Transport
+from shared_model.vocabulary import Vocabulary, read_vocabulary
 
 log = logging.getLogger("tempt.hospital")
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,12 @@ class Place:
     """Where a hospital is.
 
     Attributes:
-        partition: the dataset directory that holds its records.
+        partition: the dataset directory that holds its records, or its own raw tables.
         folder: what the hospital keeps, in a run directory's layout.
         threads: of torch; the last bits of what it computes depend on them.
         alone: the folder is this hospital's alone, so it also says what the hospital's own models are made with.
+        is_raw: the partition is raw tables, from which records are prepared once there is a vocabulary.
+        minimum_count: a code that fewer of its stays have is not named, whatever the server asks for.
     """
 
     partition: Path
@@ -56,6 +64,17 @@ class Place:
     device: str = "cpu"
     threads: int = 1
     alone: bool = False
+    is_raw: bool = False
+    minimum_count: int = 1
+
+    def prepared(self, config: ConfigRecord) -> Place:
+        """The same place with the dataset directory of the vocabulary that a message stands on."""
+        if not self.is_raw:
+            return self
+        digest = str(config["vocabulary"])
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError("the vocabulary's digest is none")  # it becomes a folder's
+        return replace(self, partition=self.folder / "prepared" / digest, is_raw=False)
 
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
@@ -77,6 +96,7 @@ class Reply:
     arrays: Mapping[str, NDArray[np.generic]]
     control: Mapping[str, NDArray[np.generic]]
     texts: Mapping[str, str]
+    codes: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 Handler = Callable[[RecordDict, Place], Reply]
@@ -111,16 +131,58 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
 
         return handle
 
+    app.query("vocabulary_counts")(answer("vocabulary_counts", _vocabulary_counts))
+    app.query("vocabulary_remaining")(answer("vocabulary_remaining", _vocabulary_remaining))
     app.query("hello")(answer("hello", _hello))
     app.train("pretrain")(answer("pretrain", _pretrain))
     app.train("tune")(answer("tune", _tune))
     return app
 
 
+def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
+    """Which codes raw tables hold, and in how many stays; of prepared records their vocabulary's digest alone."""
+    if not place.is_raw:
+        texts = {"vocabulary": read_vocabulary(place.partition / "vocabulary.json").digest}
+        return Reply({"hospital": place.hospital}, {}, {}, texts)
+    minimum = _minimum_count(content, place)
+    told = vocabulary_counts.counts(_tables(place), minimum)
+    return Reply({"hospital": place.hospital, "minimum-count": minimum}, told.arrays, {}, {}, told.texts)
+
+
+def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
+    """What remains under the cut that came in."""
+    cut = content.config_records["cut"]
+    told = vocabulary_counts.remaining(
+        _tables(place),
+        cast(list[str], cut["diagnoses"]),
+        cast(list[str], cut["procedures"]),
+        cast(list[int], cut["medications"]),
+        minimum=_minimum_count(content, place),
+        min_records=_integer(content.config_records["config"], "min-records"),
+    )
+    return Reply({"hospital": place.hospital, **told.numbers}, told.arrays, {}, {}, told.texts)
+
+
+def _tables(place: Place) -> Tables:
+    return read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
+
+
+def _minimum_count(content: RecordDict, place: Place) -> int:
+    return max(place.minimum_count, _integer(content.config_records["config"], "minimum-count"))
+
+
 def _hello(content: RecordDict, place: Place) -> Reply:
-    """Who answers, how many records it has, and the digests that both sides compare."""
+    """Who answers, how many records it has, and the digests that both sides compare.
+
+    Raw tables are prepared under the vocabulary that came in, once.
+    """
     config = content.config_records["config"]
-    partition = _partition(place)
+    if place.is_raw:
+        vocabulary = Vocabulary.of(content.config_records["vocabulary"])
+        if vocabulary.digest != config["vocabulary"]:
+            raise ValueError("the vocabulary has another digest than the message says")
+        prepare_agreed(place.partition, place.hospital, vocabulary, place.prepared(config).partition)
+    partition = _partition(place.prepared(config))
     split = partition.split(_integer(config, "seed"))
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     texts = {"vocabulary": partition.vocabulary.digest}
@@ -130,7 +192,7 @@ def _hello(content: RecordDict, place: Place) -> Reply:
 def _pretrain(content: RecordDict, place: Place) -> Reply:
     """Score what came in, then local epochs, as the message asks."""
     config = content.config_records["config"]
-    settings, seed = _settings(config), _integer(config, "seed")
+    settings, seed, place = _settings(config), _integer(config, "seed"), place.prepared(config)
     local = _local_pretraining(place, settings, seed)
     transport = _transport(config)
     received = transport.decode(_arrays(content.array_records["arrays"]))
@@ -174,6 +236,7 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
 def _tune(content: RecordDict, place: Place) -> Reply:
     """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
     config = content.config_records["config"]
+    place = place.prepared(config)
     place.kept_state(config).forget()  # rounds are over
     partition, settings, seed = _partition(place), _settings(config), _integer(config, "seed")
     results = local_tuning.tune(
@@ -193,20 +256,28 @@ def _tune(content: RecordDict, place: Place) -> Reply:
 
 def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> RecordDict:
     """The reply's content, once it holds nothing but what its kind allows and stands in the ledger."""
-    asked = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
-    shapes = {name: tuple(array.shape) for name, array in asked.items()}
     config = content.config_records["config"]
-    transport = _transport(config) if kind == "pretrain" else Transport()
-    number = int(cast(int, config.get("round", 0)))
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
+    if kind.startswith("vocabulary_"):
+        cut = {name: len(cast(list[Any], codes)) for name, codes in content.config_records.get("cut", {}).items()}
+        egress.check(kind, {}, reply.numbers, reply.texts, {}, Transport())
+        egress.check_agreement(kind, reply.arrays, reply.codes, cut, _minimum_count(content, place))
+    else:
+        asked = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
+        shapes = {name: tuple(array.shape) for name, array in asked.items()}
+        transport = _transport(config) if kind == "pretrain" else Transport()
+        for arrays in (reply.arrays, reply.control):
+            egress.check(kind, arrays, reply.numbers, reply.texts, shapes, transport)
     for name, arrays in (("arrays", reply.arrays), ("control", reply.control)):
-        egress.check(kind, arrays, reply.numbers, reply.texts, shapes, transport)
         if arrays:
             records[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
     everything = {**reply.arrays, **{f"control/{name}": array for name, array in reply.control.items()}}
-    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts)
+    number = int(cast(int, config.get("round", 0)))
+    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes)
     if reply.texts:
         records["config"] = ConfigRecord(dict(reply.texts))
+    if reply.codes:
+        records["codes"] = ConfigRecord(dict(reply.codes))
     return RecordDict(records)
 
 
@@ -273,8 +344,15 @@ def _of_node(context: Context) -> Place:
     """The place that a node's configuration tells."""
     config = context.node_config
     if "hospital-id" in config:
-        folder, device = Path(str(config["folder"])), str(config.get("device", "cpu"))
-        return Place(Path(str(config["partition"])), int(config["hospital-id"]), folder, device, alone=True)
+        return Place(
+            Path(str(config["raw" if "raw" in config else "partition"])),
+            int(config["hospital-id"]),
+            Path(str(config["folder"])),
+            str(config.get("device", "cpu")),
+            alone=True,
+            is_raw="raw" in config,
+            minimum_count=int(config.get("minimum-count", 1)),
+        )
     run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
     data = Path(str(run["data"]))
     hospitals = sorted(int(path.name) for path in (data / "hospitals").iterdir() if path.name.isdecimal())

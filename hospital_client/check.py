@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
+from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.node_keys import fingerprint, public_key
 from shared_model.shipped_code import code_digest
@@ -209,6 +211,9 @@ def _code(server: _Server) -> str:
 
 
 def _records(place: HospitalPlace, server: _Server) -> str:
+    if place.is_raw:
+        read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
+        return f"raw tables of hospital {place.hospital}; records follow once hospitals agree on a vocabulary"
     partition = read_partition(place.partition, place.hospital)
     agreed = None if server.facts is None else server.facts.get("vocabulary")
     own = partition.vocabulary.digest

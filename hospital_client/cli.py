@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared_model.errors import TemptError
+
 if TYPE_CHECKING:
     from hospital_client.launch import HospitalPlace
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="One hospital of a federation.")
 
 Superlink = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
-Partition = Annotated[Path, typer.Option(help="A dataset directory with this hospital's records.")]
+Partition = Annotated[Path | None, typer.Option(help="A dataset directory with this hospital's records.")]
+Raw = Annotated[Path | None, typer.Option(help="Or this hospital's own raw tables, and no other's.")]
 HospitalId = Annotated[int, typer.Option(min=1, help="This hospital's id.")]
 State = Annotated[Path, typer.Option(help="The hospital's own folder, in a run directory's layout.")]
 RootCertificates = Annotated[Path | None, typer.Option(help="The CA that the server's certificate is of, PEM.")]
 PrivateKey = Annotated[Path | None, typer.Option(help="This hospital's key, EC in OpenSSH's format.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="No TLS and no key: for a server on the loopback alone.")]
+MinimumCount = Annotated[
+    int, typer.Option(min=1, help="Codes that fewer stays have are never named, whatever the server asks for.")
+]
 
 
 @app.callback()
@@ -30,12 +36,14 @@ def _group() -> None:
 @app.command("launch")
 def launch(
     superlink: Superlink,
-    partition: Partition,
     hospital_id: HospitalId,
     state: State,
+    partition: Partition = None,
+    raw: Raw = None,
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     insecure: Insecure = False,
+    minimum_count: MinimumCount = 1,
 ) -> None:
     """Take part in a federation with this hospital's own records until the process is ended.
 
@@ -43,7 +51,9 @@ def launch(
     """  # noqa: E501
     from hospital_client.launch import launch as keep_running
 
-    place = _place(superlink, partition, hospital_id, state, root_certificates, private_key, insecure)
+    place = _place(
+        superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure, minimum_count
+    )
     if insecure:
         print("warning: --insecure: nothing is encrypted, and nobody's identity is checked", file=sys.stderr)
     keep_running(place, lambda line: print(line, file=sys.stderr, flush=True))
@@ -52,9 +62,10 @@ def launch(
 @app.command("check")
 def check(
     superlink: Superlink,
-    partition: Partition,
     hospital_id: HospitalId,
     state: State,
+    partition: Partition = None,
+    raw: Raw = None,
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     insecure: Insecure = False,
@@ -65,7 +76,7 @@ def check(
     """  # noqa: E501
     from hospital_client.check import look
 
-    place = _place(superlink, partition, hospital_id, state, root_certificates, private_key, insecure)
+    place = _place(superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure)
     troubles = 0
     for finding in look(place):
         print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
@@ -79,18 +90,23 @@ def check(
 
 def _place(
     superlink: str,
-    partition: Path,
+    partition: Path | None,
+    raw: Path | None,
     hospital: int,
     state: Path,
     root_certificates: Path | None,
     private_key: Path | None,
     insecure: bool,
+    minimum_count: int = 1,
 ) -> HospitalPlace:
     from hospital_client.launch import HospitalPlace
-    from shared_model.errors import TemptError
 
+    own = partition if partition is not None else raw
+    if own is None or (partition is not None and raw is not None):
+        raise TemptError("expected one of --partition (prepared records) and --raw (raw tables)")
     if insecure and (root_certificates or private_key):
         raise TemptError("--insecure: leave out --root-certificates and --private-key, which it makes no use of")
     if not insecure and root_certificates is None and private_key is None:
         raise TemptError("expected --root-certificates and --private-key, or --insecure for a server on this machine")
-    return HospitalPlace(superlink, partition, hospital, state, root_certificates, private_key)
+    is_raw = raw is not None
+    return HospitalPlace(superlink, own, hospital, state, root_certificates, private_key, is_raw, minimum_count)

@@ -10,26 +10,33 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared_model.files import private_directory
 from shared_model.transport import Transport
+from shared_model.vocabulary_rules import MOST_CHARACTERS, MOST_CODES
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Numbers = Mapping[str, int | float]
 Texts = Mapping[str, str]
+Codes = Mapping[str, list[str]]
 
 _METRIC = r"[a-z][a-z-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
 ALLOWED_NUMBERS = {
+    "vocabulary_counts": re.compile("hospital|minimum-count"),
+    "vocabulary_remaining": re.compile("hospital|records"),
     "hello": re.compile("hospital|train|validation|test"),
     "pretrain": re.compile("hospital|num-examples|loss|score-sum"),
     "tune": re.compile(f"hospital|{_METRIC}"),
 }
 """The numbers that a reply of each kind may hold, by name."""
-ALLOWED_TEXTS = {"hello": {"vocabulary"}, "pretrain": set[str](), "tune": set[str]()}
+ALLOWED_TEXTS = {"hello": {"vocabulary"}, "vocabulary_counts": {"vocabulary"}}
 """The texts: digests, never a code or an id."""
+ALLOWED_CODES = {"vocabulary_counts": {"diagnoses", "procedures"}, "vocabulary_remaining": {"names"}}
+"""Lists of codes and drug names, which leave in the vocabulary agreement alone."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -57,16 +64,60 @@ def check(
         if not ALLOWED_NUMBERS[kind].fullmatch(name) or type(number) not in (int, float):
             raise ValueError(f"a number '{name}' must not leave in a reply to '{kind}'")
     for name, text in texts.items():
-        if name not in ALLOWED_TEXTS[kind] or not _DIGEST.fullmatch(text):
+        if name not in ALLOWED_TEXTS.get(kind, ()) or not _DIGEST.fullmatch(text):
             raise ValueError(f"a text '{name}' must not leave in a reply to '{kind}'")
 
 
-def record(ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Numbers, texts: Texts) -> None:
+def check_agreement(kind: str, arrays: Arrays, codes: Codes, cut: Mapping[str, int], minimum: int) -> None:
+    """Refuse a reply of the vocabulary agreement that holds anything but sums of codes that enough stays have.
+
+    Args:
+        cut: how many diagnoses, procedures and medications the message names.
+        minimum: stays below which a code is not told.
+
+    Raises:
+        ValueError: what is not allowed is named, not shown.
+    """
+    for name, texts in codes.items():
+        if name not in ALLOWED_CODES[kind] or len(texts) > MOST_CODES:
+            raise ValueError(f"{len(texts)} codes '{name}' must not leave in a reply to '{kind}'")
+        if any(type(text) is not str or not 0 < len(text) <= MOST_CHARACTERS for text in texts):
+            raise ValueError(f"a code of '{name}' is no text of 1 to {MOST_CHARACTERS} characters: it must not leave")
+    allowed = _agreement_arrays(kind, arrays, codes, cut)
+    for name, array in arrays.items():
+        if (str(array.dtype), array.shape) != allowed.get(name):
+            raise ValueError(f"an array '{name}' must not leave in a reply to '{kind}'")
+        if name.endswith("-counts") and array.size and array.min() < minimum:
+            raise ValueError(f"a count of '{name}' is below the minimum of {minimum}: it must not leave")
+
+
+def _agreement_arrays(
+    kind: str, arrays: Arrays, codes: Codes, cut: Mapping[str, int]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The type and shape of each array that a reply of the agreement may hold."""
+    if kind == "vocabulary_counts":
+        counted = len(codes.get("procedures", ()))
+        medications = min(arrays["medications"].size if "medications" in arrays else 0, MOST_CODES)
+        sizes = {"procedure-counts": counted, "medications": medications, "medication-counts": medications}
+    else:
+        names = len(codes.get("names", ()))
+        sizes = {"named": names, "name-counts": names}
+    masks = [(modality, "bool", size) for modality, size in cut.items()]
+    return {name: (dtype, (size,)) for name, dtype, size in masks + [(n, "int64", s) for n, s in sizes.items()]}
+
+
+def record(
+    ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Numbers, texts: Texts, codes: Codes | None = None
+) -> None:
     """Add a line to the ledger: what leaves, its size, and a digest of its content."""
+    codes = {} if codes is None else codes
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-    line = {
+    lists = {name: "\0".join(codes[name]).encode() for name in sorted(codes)}
+    for name, content in lists.items():
+        digest.update(name.encode() + content)
+    line: dict[str, Any] = {
         "kind": kind,
         "round": number,
         "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
@@ -75,6 +126,8 @@ def record(ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Number
         "numbers": dict(numbers),
         "texts": dict(texts),
     }
+    if codes:
+        line["codes"] = {name: [len(codes[name]), len(lists[name])] for name in lists}  # how many, and their bytes
     private_directory(ledger.parent)
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hospital_client import pinned_clientapp
+from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
+from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
@@ -38,9 +40,11 @@ class HospitalPlace:
 
     Attributes:
         superlink: where the server's front is, host:port.
-        partition: a dataset directory that holds this hospital's records.
+        partition: a dataset directory that holds this hospital's records, or its own raw tables.
         state: the hospital's own folder: prompts, heads, metrics, ledger, Flower's files, log.
         root_certificates, private_key: both, or neither for a server without TLS on this machine.
+        is_raw: the partition is raw tables; records are prepared from them once the hospitals agreed on a vocabulary.
+        minimum_count: a code that fewer of its stays have is not named in an agreement, whatever the server asks for.
     """
 
     superlink: str
@@ -49,6 +53,8 @@ class HospitalPlace:
     state: Path
     root_certificates: Path | None
     private_key: Path | None
+    is_raw: bool = False
+    minimum_count: int = 1
 
     @property
     def host(self) -> str:
@@ -82,10 +88,14 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
         until: asked now and then; True ends it.
 
     Raises:
-        TemptError: the partition has no such hospital, a key or certificate is missing, or the address is none.
+        TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
+            or the address is none.
     """
     place.check_options()
-    read_partition(place.partition, place.hospital)
+    if place.is_raw:
+        read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
+    else:
+        read_partition(place.partition, place.hospital)
     for path in (place.root_certificates, place.private_key):
         if path is not None and not path.is_file():
             raise TemptError(f"{path}: no such file")
@@ -98,7 +108,8 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Callable[[], bool]) -> None:
     config = {
         "hospital-id": place.hospital,
-        "partition": str(place.partition.absolute()),
+        "raw" if place.is_raw else "partition": str(place.partition.absolute()),
+        "minimum-count": place.minimum_count,
         "folder": str(place.state.absolute()),
     }
     command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", place.superlink]

@@ -11,15 +11,18 @@ The directory gets its name only when it is whole; whatever is wrong with the ra
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from hospital_client.eicu import extract_records, find_tables
+from hospital_client.eicu import extract_agreed, extract_records
+from hospital_client.eicu_tables import find_tables
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import Report, make_report
 from shared_model.errors import TemptError
-from shared_model.files import check_place, new_directory, write_json, write_text
+from shared_model.files import check_place, new_directory, private_directory, read_json, write_json, write_text
 from shared_model.records import Dataset, write_records
-from shared_model.vocabulary import write_vocabulary
+from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 
 _MARK = "dataset.json"
 _README = """\
@@ -56,8 +59,34 @@ def prepare(raw: Path, directory: Path, options: PreparationOptions, *, force: b
         raise TemptError(f"{directory}: holds the raw tables {raw}; name another directory for the dataset")
     dataset, report = prepare_in_memory(raw, options)
     with new_directory(place, mark=_MARK, force=force) as beside:
-        _write(beside, dataset, report)
+        _write(beside, dataset, dataset.records.hospitals, report.content())
     return report
+
+
+def prepare_agreed(raw: Path, hospital: int, vocabulary: Vocabulary, directory: Path) -> None:
+    """Keep one hospital's records under an agreed vocabulary as a dataset directory, if they are not there already.
+
+    Raises:
+        TemptError: a raw table is missing, unsound or another hospital's, or the directory can't be written to.
+    """
+    sources = source_digests(raw)
+    if _is_kept(directory, vocabulary, sources):
+        return
+    dataset = extract_agreed(raw, hospital, vocabulary)
+    options = {"split_by_patient": dataset.split_by_patient}
+    about = {"format": 1, "options": options, "sources": sources, "digest": dataset.digest}
+    private_directory(directory.parent)
+    with new_directory(directory, mark=_MARK, force=True) as beside:
+        _write(beside, dataset, [hospital], about)
+
+
+def _is_kept(directory: Path, vocabulary: Vocabulary, sources: Mapping[str, str]) -> bool:
+    """Whether a directory was made with this vocabulary from these raw tables, and is sound."""
+    try:
+        kept = read_json(directory / _MARK).get("sources"), read_vocabulary(directory / "vocabulary.json")
+    except TemptError:
+        return False
+    return kept == (sources, vocabulary)
 
 
 def prepare_in_memory(raw: Path, options: PreparationOptions) -> tuple[Dataset, Report]:
@@ -79,15 +108,15 @@ def source_digests(raw: Path) -> dict[str, str]:
     return {path.name: _sha256(path) for path in find_tables(raw).values()}
 
 
-def _write(directory: Path, dataset: Dataset, report: Report) -> None:
+def _write(directory: Path, dataset: Dataset, hospitals: Sequence[int], about: Mapping[str, Any]) -> None:
     write_text(directory / "README.md", _README)
     write_vocabulary(directory / "vocabulary.json", dataset.vocabulary)
     (directory / "hospitals").mkdir(mode=0o700)
-    for hospital in dataset.records.hospitals:
+    for hospital in hospitals:
         folder = directory / "hospitals" / str(hospital)
         folder.mkdir(mode=0o700)
         write_records(folder / "records.parquet", dataset.records.of_hospital(hospital))
-    write_json(directory / _MARK, report.content())
+    write_json(directory / _MARK, about)
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(0o600)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from shared_model.vocabulary_rules import VocabularyRules
 
 
-class PreparationOptions(BaseModel, frozen=True, extra="forbid"):
+class PreparationOptions(VocabularyRules, frozen=True, extra="forbid"):
     """How raw tables become records; the defaults are the paper's (Section 4.1.1)."""
 
-    min_records: int = Field(400, ge=1, description="hospitals with fewer records are left out")
-    top_medications: int = Field(300, ge=1, description="the most frequent medications that are kept")
-    top_procedures: int = Field(1000, ge=1, description="the most frequent procedures that are kept")
     split_by_patient: bool = Field(False, description="keep all records of a patient in one part; beyond the paper")
     observation_window_hours: float | None = Field(
         None,

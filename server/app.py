@@ -18,16 +18,19 @@ from server.federation import Federation, check_settings
 from server.federation_settings import federation_settings
 from server.rounds import rounds_of
 from server.told import Told
+from server.vocabulary_agreement import agree, agreement_rules
 from shared_model import run_directory
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
-from shared_model.files import write_text
+from shared_model.files import read_json, write_json, write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
 from shared_model.settings import resolve
-from shared_model.vocabulary import read_vocabulary, write_vocabulary
+from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from shared_model.vocabulary_rules import AgreementRules
 
+_AGREEMENT = "agreement.json"
 app = ServerApp()
 
 
@@ -44,14 +47,14 @@ def main(grid: Grid, context: Context) -> None:
     told.ended(0)
 
 
-def run_federation(grid: Grid, config: Mapping[str, Any], told: Told) -> dict[str, Any]:
+def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
     """The federation of a run configuration, from its checkpoint on if it has one; the content of `results.json`.
 
     Raises:
         TemptError: an option is out of bounds, or the vocabulary is missing.
-        TooFewHospitals: a round or the tuning ended below the quorum.
+        TooFewHospitals: the agreement on a vocabulary, a round or the tuning ended below the quorum.
     """
-    run = Path(str(config["out"]))
+    run, told = Path(str(config["out"])), Told() if told is None else told
     settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
     check_settings(settings)
     federation = federation_settings(
@@ -73,8 +76,15 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told) -> dict[st
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice")
     seeds = _seeds(str(config["seeds"]))
-    vocabulary = read_vocabulary(Path(str(config["vocabulary"] or config["data"])) / "vocabulary.json")
     expected = int(config["hospitals"])
+    least = max(1, math.ceil(federation.quorum * expected))
+    given, rules = str(config["vocabulary"] or config["data"]), None
+    if given:
+        vocabulary, agreed = read_vocabulary(Path(given) / "vocabulary.json"), None
+    else:
+        names = ("minimum_count", "min_records", "top_medications", "top_procedures")
+        rules = agreement_rules(**{name: config[name.replace("_", "-")] for name in names})
+        vocabulary, agreed = _agreed(grid, run, rules, told, timeout=federation.timeout, expected=expected, least=least)
     whole = Federation(
         run=run,
         vocabulary=vocabulary,
@@ -83,8 +93,9 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told) -> dict[st
         models=tuple(models),
         save_scores=bool(config["save-scores"]),
         expected=expected,
-        least=max(1, math.ceil(federation.quorum * expected)),
+        least=least,
         told=told,
+        min_records=rules.min_records if rules is not None else 0,
     )
     about = {
         "format": 1,
@@ -97,20 +108,36 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told) -> dict[st
         "models": models,
         "seeds": seeds,
         "versions": run_directory.versions(),
-    }
+    } | ({"agreement": rules.model_dump()} if rules is not None else {})
 
     def fill(directory: Path) -> Mapping[str, Any]:
         write_vocabulary(directory / "vocabulary.json", vocabulary)
+        if agreed is not None:
+            write_json(directory / _AGREEMENT, agreed)
         return about
 
     if not (run / run_directory.CONFIG).is_file():
         run_directory.create(run, fill, force=False)
     with run_directory.held(run):
         run_directory.compare(run, about)  # an older run of other options is not gone on with
-        return _federate(grid, whole, seeds)
+        return _federate(grid, whole, seeds, {"agreement": agreed} if agreed is not None else {})
 
 
-def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, Any]:
+def _agreed(
+    grid: Grid, run: Path, rules: AgreementRules, told: Told, *, timeout: float | None, expected: int, least: int
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary that the run's hospitals agreed on, now or when it began, and what became of their parts in it."""
+    if (run / run_directory.CONFIG).is_file():
+        path = run / _AGREEMENT
+        return read_vocabulary(run / "vocabulary.json"), read_json(path) if path.is_file() else {}
+    agreement = agree(grid, rules, told, timeout=timeout, expected=expected, least=least)
+    vocabulary = agreement.vocabulary
+    sizes = f"{len(vocabulary.diagnoses)}, {len(vocabulary.procedures)} and {len(vocabulary.medications)}"
+    told.say(f"agreed on {sizes} diagnoses, procedures and medications")
+    return vocabulary, agreement.content()
+
+
+def _federate(grid: Grid, whole: Federation, seeds: Sequence[int], more: Mapping[str, Any]) -> dict[str, Any]:
     history = whole.run / "history.jsonl"
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # of runs that ended before
@@ -136,7 +163,7 @@ def _federate(grid: Grid, whole: Federation, seeds: Sequence[int]) -> dict[str, 
             "vocabulary": whole.vocabulary.digest,
             "hospitals": len({fit.hospital for fit in done if fit.hospital}),
         },
-        "federation": whole.federation.model_dump() | {"seeds": told},
+        "federation": whole.federation.model_dump() | {"seeds": told} | dict(more),
         "versions": run_directory.versions(),
     }
     return write_results(whole.run, head, done, whole.models, seeds)

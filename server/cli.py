@@ -43,11 +43,24 @@ def keys(
 
 @app.command("launch")
 def launch(
-    vocabulary: Annotated[Path, typer.Option(help="A directory with the agreed vocabulary.json.")],
     out: Annotated[Path, typer.Option(help="The run directory; an unfinished run there goes on.")],
     hospitals: Annotated[int, typer.Option(min=1, help="Hospitals to wait for at the start.")],
     keys: Annotated[Path | None, typer.Option(help="What `tempt server keys` made.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys, on the loopback alone.")] = False,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="A directory with vocabulary.json; without: hospitals with raw tables agree.")
+    ] = None,
+    minimum_count: Annotated[
+        int | None,
+        typer.Option(min=1, help="A code that fewer of a hospital's stays have is not named.", show_default="5"),
+    ] = None,
+    min_records: Annotated[int | None, typer.Option(min=1, help="As in `tempt prepare`.", show_default="400")] = None,
+    top_medications: Annotated[
+        int | None, typer.Option(min=1, help="As in `tempt prepare`.", show_default="300")
+    ] = None,
+    top_procedures: Annotated[
+        int | None, typer.Option(min=1, help="As in `tempt prepare`.", show_default="1000")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address that hospitals reach.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8443,
     models: Annotated[str, typer.Option(help="What hospitals tune, with commas between them.")] = "tempt",
@@ -62,13 +75,22 @@ def launch(
 ) -> None:
     """Start the server's processes, run one federation to its end, and print its metrics.
 
-    Example: tempt server launch --keys keys --vocabulary dataset --out run --hospitals 2
+    Example: tempt server launch --keys keys --out run --hospitals 2
     """
     from server.launch import ServerPlace
     from server.launch import launch as run_to_the_end
 
-    config = {
-        "vocabulary": str(vocabulary.absolute()),
+    rules = {
+        "minimum-count": minimum_count,
+        "min-records": min_records,
+        "top-medications": top_medications,
+        "top-procedures": top_procedures,
+    }
+    rules = {name: value for name, value in rules.items() if value is not None}
+    if vocabulary is not None and rules:
+        raise TemptError(f"--{next(iter(rules))}: is of an agreement; leave it out, or --vocabulary")
+    config = rules | {
+        "vocabulary": "" if vocabulary is None else str(vocabulary.absolute()),
         "hospitals": hospitals,
         "models": models,
         "seeds": seeds,

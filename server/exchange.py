@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -14,7 +15,9 @@ from server.told import Told
 from server.validation import Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR
 from shared_model.settings import Settings
+from shared_model.vocabulary import Vocabulary
 
+T = TypeVar("T")
 POLL_SECONDS = 1.0
 _GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
 _SHARE = 0.8  # of the time that an exchange waits, that a hospital's work may take
@@ -45,6 +48,7 @@ class Plan:
 
     Attributes:
         experiment: names what hospitals keep of this run, so that no other run's state is gone on with.
+        vocabulary: that all records are written in.
         told: where the operator reads what goes on.
     """
 
@@ -52,55 +56,82 @@ class Plan:
     seed: int
     settings: Settings
     federation: FederationSettings
+    vocabulary: Vocabulary
     told: Told = field(default_factory=Told)
 
     def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
-        settings = self.settings.model_dump_json()
-        limit = _SHARE * (self.federation.timeout or 0.0)
-        more |= {"experiment": self.experiment, "seed": self.seed, "settings": settings, "limit": limit}
+        more |= {"experiment": self.experiment, "seed": self.seed, "settings": self.settings.model_dump_json()}
+        more |= {"vocabulary": self.vocabulary.digest, "limit": limit_of(self.federation.timeout)}
         return ConfigRecord(dict(more))
 
 
-def greet(
-    grid: Grid, plan: Plan, vocabulary_digest: str, *, expected: int = 1
-) -> tuple[list[Hospital], dict[str, str]]:
+def greet(grid: Grid, plan: Plan, *, expected: int = 1, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
     """Every hospital that answers and holds the agreed vocabulary, by id, and why others are left out.
+
+    A hospital with raw tables prepares its records under the vocabulary that comes with the message.
 
     Args:
         expected: hospitals to wait for, within the federation's timeout.
+        min_records: a hospital with fewer is left out.
     """
-    timeout = plan.federation.timeout
+    content = RecordDict({"config": plan.config(), "vocabulary": ConfigRecord({**plan.vocabulary.content()})})
+
+    def read(node: int, hospital: int, reply: Message) -> Hospital:
+        return _hospital_of(node, hospital, reply, plan.vocabulary.digest, min_records)
+
+    found, refused = ask_everybody(
+        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=expected, read=read
+    )
+    return [found[hospital] for hospital in sorted(found)], refused
+
+
+def ask_everybody(
+    grid: Grid,
+    content: RecordDict,
+    message_type: str,
+    group: str,
+    timeout: float | None,
+    told: Told,
+    *,
+    expected: int,
+    read: Callable[[int, int, Message], T],
+) -> tuple[dict[int, T], dict[str, str]]:
+    """What each hospital that is there answers, by the id that it says and its key does not gainsay; why others don't.
+
+    Args:
+        expected: hospitals to wait for, within the timeout.
+        read: makes of node, hospital and reply what is wanted, or raises `Rejected`.
+    """
     limit = timeout if timeout is not None else _GREETING_SECONDS
     until = time.monotonic() + limit
-    plan.told.say(f"seed {plan.seed}: waiting up to {limit:g} s for {expected} hospitals to be there")
+    told.say(f"{group}: waiting up to {limit:g} s for {expected} hospitals to be there")
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
     names = {info.node_id: info.name for info in grid.get_nodes()}
-    content = RecordDict({"config": plan.config()})
-    messages = {node: grid.create_message(content, "query.hello", node, "hello", timeout) for node in nodes}
-    plan.told.say(f"seed {plan.seed}: {len(nodes)} are there; {within(timeout)} for their greetings")
-    claims: dict[int, list[Hospital]] = {}
+    messages = {node: grid.create_message(content, message_type, node, group, timeout) for node in nodes}
+    told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
+    claims: dict[int, list[T]] = {}
     refused: dict[str, str] = {}
     for node, reply in exchange(grid, messages, timeout):
         try:
-            found = _hospital_of(node, reply, vocabulary_digest)
-            if names.get(node, "") not in ("", f"hospital-{found.hospital}"):
-                raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {found.hospital}")
-            claims.setdefault(found.hospital, []).append(found)
+            hospital = count_of(numbers_of(reply), "hospital", least=1)
+            assert reply is not None
+            if names.get(node, "") not in ("", f"hospital-{hospital}"):
+                raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {hospital}")
+            claims.setdefault(hospital, []).append(read(node, hospital, reply))
         except Rejected as why:
             refused[f"node {node}"] = str(why)
-    for hospital, found_ones in claims.items():
-        if len(found_ones) > 1:
-            refused[f"hospital {hospital}"] = f"{len(found_ones)} nodes say that they are it; none can be believed"
+    for hospital, answers in claims.items():
+        if len(answers) > 1:
+            refused[f"hospital {hospital}"] = f"{len(answers)} nodes say that they are it; none can be believed"
     for who, reason in refused.items():
-        plan.told.say(f"{who} is left out: {reason}")
-    return [claims[hospital][0] for hospital in sorted(claims) if len(claims[hospital]) == 1], refused
+        told.say(f"{group}: {who} is left out: {reason}")
+    return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}, refused
 
 
-def _hospital_of(node: int, reply: Message | None, vocabulary_digest: str) -> Hospital:
-    metrics = _numbers_of(reply)
-    hospital = count_of(metrics, "hospital", least=1)
-    texts = reply.content.config_records.get("config") if reply is not None else None
+def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: str, min_records: int) -> Hospital:
+    metrics = numbers_of(reply)
+    texts = reply.content.config_records.get("config")
     digest = str(texts.get("vocabulary", "")) if texts is not None else ""
     if digest != vocabulary_digest:
         raise Rejected(
@@ -108,7 +139,14 @@ def _hospital_of(node: int, reply: Message | None, vocabulary_digest: str) -> Ho
             "prepare its records with the agreed vocabulary"
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
+    if sum(counts.values()) < min_records:
+        raise Rejected(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
     return Hospital(hospital, node, **counts)
+
+
+def limit_of(timeout: float | None) -> float:
+    """Seconds that a hospital's work may take; 0 for no limit."""
+    return _SHARE * (timeout or 0.0)
 
 
 def within(timeout: float | None) -> str:
@@ -154,23 +192,33 @@ def is_missing(reply: Message | None) -> bool:
     return reply is None or (reply.has_error() and reply.error.code < HOSPITALS_ERROR)
 
 
+def error_of(reply: Message) -> str:
+    """What an error says, on one line."""
+    return " ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split())[:200]
+
+
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:
     """A reply's numbers, if it is the hospital's that was asked.
 
     Raises:
         Rejected: it is an error, or another hospital's.
     """
-    metrics = _numbers_of(reply)
+    metrics = numbers_of(reply)
     if number_of(metrics, "hospital") != expected.hospital:
         raise Rejected(f"says that it is hospital {metrics['hospital']}, expected {expected.hospital}")
     return metrics
 
 
-def _numbers_of(reply: Message | None) -> MetricRecord:
+def numbers_of(reply: Message | None) -> MetricRecord:
+    """A reply's numbers.
+
+    Raises:
+        Rejected: there is no reply, or it is an error.
+    """
     if reply is None:
         raise Rejected("no reply")
     if reply.has_error():
-        raise Rejected(f"error {reply.error.code}: {reply.error.reason or ''}"[:200])
+        raise Rejected(error_of(reply))
     metrics = reply.content.metric_records.get("metrics")
     if metrics is None:
         raise Rejected("no numbers, expected some")

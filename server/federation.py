@@ -40,6 +40,7 @@ class Federation:
         least: hospitals without which it does not begin, and without whose metrics it does not end.
         data_digest: names the hospitals' data, where the server can know it.
         told: where the operator reads what goes on.
+        min_records: a hospital with fewer is left out.
     """
 
     run: Path
@@ -52,6 +53,7 @@ class Federation:
     least: int
     data_digest: str = ""
     told: Told = field(default_factory=Told)
+    min_records: int = 0
 
     def experiment(self) -> str:
         """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
@@ -84,8 +86,8 @@ class Federation:
             TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
-        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation, self.told)
-        hospitals, refused = exchange.greet(grid, plan, self.vocabulary.digest, expected=self.expected)
+        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation, self.vocabulary, self.told)
+        hospitals, refused = exchange.greet(grid, plan, expected=self.expected, min_records=self.min_records)
         self._enough("the start", len(hospitals), refused)
         files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
         pretraining = FitName(PRETRAINING, seed, WHOLE_CONSORTIUM)

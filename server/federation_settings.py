@@ -57,7 +57,12 @@ def federation_settings(**values: Any) -> FederationSettings:
     try:
         return FederationSettings(**values)
     except ValidationError as error:
-        raise TemptError("; ".join(_mistake(detail) for detail in error.errors())) from None
+        raise TemptError(mistakes(error)) from None
+
+
+def mistakes(error: ValidationError) -> str:
+    """All mistakes of options, each as the command line names it."""
+    return "; ".join(_mistake(detail) for detail in error.errors())
 
 
 def _mistake(detail: Mapping[str, Any]) -> str:

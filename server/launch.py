@@ -66,7 +66,7 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     """Run one federation to its end, whatever process is killed on the way; the content of `results.json`.
 
     Args:
-        run_config: the run's, without `out` and `status-file`; `vocabulary` names a directory.
+        run_config: the run's, without `out` and `status-file`; `vocabulary` names a directory, or is empty.
 
     Raises:
         TooFewHospitals: the run ended below its quorum.
@@ -76,13 +76,14 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
     elif place.host not in _LOOPBACK or place.front:
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
-    digest = read_vocabulary(Path(str(run_config["vocabulary"])) / "vocabulary.json").digest
+    given = str(run_config["vocabulary"])
+    digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     private_directory(place.own)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
         return _launch(place, run_config, digest, say)
 
 
-def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str, say: Say) -> dict[str, Any]:
+def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str | None, say: Say) -> dict[str, Any]:
     network = Network(place.own, place.control())
     control, status = network.control, place.own / STATUS
     control.connect()

@@ -21,7 +21,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import POLL_SECONDS, Hospital, Plan, exchange, is_missing, metrics_of, size_of, within
+from server.exchange import POLL_SECONDS, Hospital, Plan, error_of, exchange, is_missing, metrics_of, size_of, within
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -175,7 +175,7 @@ class _Rounds:
             part.bytes_to_hospital += size_of(messages[hospital].content)
             if reply is None or is_missing(reply):
                 part.missed += 1
-                why_not[hospital] = "no reply"
+                why_not[hospital] = "no reply" if reply is None else error_of(reply)
                 missing.add(hospital)
                 continue
             try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 RUN_CONFIG: dict[str, str | int | float | bool] = {
     "data": "",
     "vocabulary": "",
+    "minimum-count": 5,
+    "min-records": 400,
+    "top-medications": 300,
+    "top-procedures": 1000,
     "out": "runs/flower",
     "hospitals": 1,
     "models": "finetune-freeze,finetune,tempt",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from shared_model.transport import Transport
+from shared_model.vocabulary_rules import MOST_CHARACTERS
 
 Arrays = dict[str, NDArray[np.float32]]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Value = TypeVar("Value", int, str, tuple[int, str])
 
 
 class Rejected(Exception):
@@ -114,3 +119,100 @@ def _check(what: str, came: Arrays, moved: Mapping[str, NDArray[Any]], current: 
 
 def _squares(arrays: Mapping[str, NDArray[Any]]) -> float:
     return sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values())
+
+
+def codes_and_arrays_of(
+    reply: Message, texts: set[str], arrays: set[str]
+) -> tuple[Mapping[str, object], dict[str, NDArray[Any]]]:
+    """A reply's lists of codes and its arrays as they really are, with these names and no others.
+
+    Raises:
+        Rejected: one is missing, nobody asked for it, or it can't be read.
+    """
+    codes = reply.content.config_records.get("codes", ConfigRecord())
+    found = arrays_of(reply.content.array_records.get("arrays"))
+    for there, asked in ((set(codes), texts), (set(found), arrays)):
+        for name in sorted(there ^ asked):
+            raise Rejected(f"{name[:60]} {'is missing' if name in asked else 'came, and nobody asked for it'}")
+    return codes, found
+
+
+def texts_of(lists: Mapping[str, object], name: str, most: int) -> list[str]:
+    """A list of codes or drug names.
+
+    Raises:
+        Rejected: it is none or too long, or one of them is no text, empty, too long, or not stripped.
+    """
+    found = lists[name]
+    if not isinstance(found, list) or len(found) > most:
+        many = f"{len(found):,} texts" if isinstance(found, list) else type(found).__name__
+        raise Rejected(f"{name} is {many}, expected a list of at most {most:,} texts")
+    for place, text in enumerate(found, start=1):
+        if not isinstance(text, str) or not _is_code(text):
+            raise Rejected(
+                f"{name}: number {place} is no text of 1 to {MOST_CHARACTERS:,} characters without blank ends"
+            )
+    return list(found)
+
+
+def _is_code(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return 0 < len(text) <= MOST_CHARACTERS and text == text.strip()
+
+
+def integers_of(
+    arrays: Mapping[str, NDArray[Any]],
+    name: str,
+    *,
+    of: int | None = None,
+    up_to: int | None = None,
+    least: int = -(2**63),
+    most: int = 2**63 - 1,
+) -> Integers:
+    """An array of integers.
+
+    Args:
+        of: how many they must be.
+        up_to: how many they may be.
+        least, most: what each of them may be.
+
+    Raises:
+        Rejected: it is something else.
+    """
+    array = arrays[name]
+    if up_to is not None and array.size > up_to:
+        raise Rejected(f"{name} has {array.size:,} numbers, expected at most {up_to:,}")
+    _check_array(name, array, "int64", array.size if of is None else of)
+    if array.size and not least <= array.min() <= array.max() <= most:
+        wrong = array[(array < least) | (array > most)][0]
+        raise Rejected(f"{name} holds {wrong}, expected {least} to {most}")
+    return array
+
+
+def mask_of(arrays: Mapping[str, NDArray[Any]], name: str, of: int) -> Mask:
+    """An array that is true or false of so many codes.
+
+    Raises:
+        Rejected: it is something else.
+    """
+    _check_array(name, arrays[name], "bool", of)
+    return arrays[name]
+
+
+def _check_array(name: str, array: NDArray[Any], dtype: str, of: int) -> None:
+    if str(array.dtype) != dtype or array.shape != (of,):
+        raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, expected {dtype}[{of}]")
+
+
+def ascending(name: str, values: list[Value]) -> list[Value]:
+    """The values, if each is greater than the one before.
+
+    Raises:
+        Rejected: they are not, or one is there twice.
+    """
+    if any(before >= after for before, after in pairwise(values)):
+        raise Rejected(f"{name}: not in ascending order, or one of them is there twice")
+    return values

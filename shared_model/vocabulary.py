@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json
@@ -46,6 +47,29 @@ class Vocabulary:
         text = json.dumps([self.diagnoses, self.procedures, self.medications], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def content(self) -> dict[str, list[str] | list[int]]:
+        """The lists by name, for a file or a message."""
+        return {
+            "diagnoses": list(self.diagnoses),
+            "procedures": list(self.procedures),
+            "medications": list(self.medications),
+            "medication_names": list(self.medication_names),
+        }
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> Vocabulary:
+        """The vocabulary of such lists.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none.
+        """
+        return Vocabulary(
+            diagnoses=tuple(str(code) for code in content["diagnoses"]),
+            procedures=tuple(str(code) for code in content["procedures"]),
+            medications=tuple(int(code) for code in content["medications"]),
+            medication_names=tuple(str(name) for name in content["medication_names"]),
+        )
+
     @cached_property
     def _positions(self) -> dict[str, dict[str, int]]:
         return {
@@ -70,15 +94,7 @@ class Vocabulary:
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Write `vocabulary.json`, replacing an older one in one step."""
-    write_json(
-        path,
-        {
-            "diagnoses": list(vocabulary.diagnoses),
-            "procedures": list(vocabulary.procedures),
-            "medications": list(vocabulary.medications),
-            "medication_names": list(vocabulary.medication_names),
-        },
-    )
+    write_json(path, vocabulary.content())
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -89,11 +105,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     content = read_json(path)
     try:
-        return Vocabulary(
-            diagnoses=tuple(str(code) for code in content["diagnoses"]),
-            procedures=tuple(str(code) for code in content["procedures"]),
-            medications=tuple(int(code) for code in content["medications"]),
-            medication_names=tuple(str(name) for name in content["medication_names"]),
-        )
+        return Vocabulary.of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise TemptError(f"{path}: not a vocabulary ({error}); expected the file that `tempt prepare` writes") from None

@@ -123,8 +123,8 @@ def measure(engine: str, hospitals: int, records: int, pool: RecordSet, folder: 
 
     def work(grid: Grid) -> None:
         nonlocal seconds
-        plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation)
-        agreed, _ = exchange.greet(grid, plan, VOCABULARY.digest, expected=hospitals)
+        plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation, VOCABULARY)
+        agreed, _ = exchange.greet(grid, plan, expected=hospitals)
         began = time.perf_counter()
         rounds.pretrain(grid, plan, agreed, whole.initial(SEED), files, lambda row: memory.append(_resident()))
         seconds = time.perf_counter() - began

@@ -45,8 +45,10 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Message], Path
     run = tmp_path_factory.mktemp("run")
     data = consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
     grid = Listening({h: Place(data, h, run) for h in consortium.SIZES})
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(strategy="scaffold", local_optimizer="keep"))
-    hospitals, _ = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+    plan = exchange.Plan(
+        "test", 42, SETTINGS, FederationSettings(strategy="scaffold", local_optimizer="keep"), DATASET.vocabulary
+    )
+    hospitals, _ = exchange.greet(grid, plan)
     files = FitFiles.of(run, 42, PRETRAINING, 0)
     rounds.pretrain(grid, plan, hospitals, initial_tensors(SETTINGS, DATASET, 42), files, lambda row: None)
     shared = {name: tensor.numpy() for name, tensor in checkpoint.load(files.tensors)[0].items()}
@@ -167,3 +169,46 @@ def test_what_a_kind_does_not_allow_never_leaves(
     egress.check("pretrain", GOOD, {"loss": 0.5, "hospital": 3}, {}, MAY, Transport())
     with pytest.raises(ValueError, match=named):
         egress.check(kind, arrays, numbers, texts, MAY, Transport())
+
+
+COUNTED = {
+    "procedure-counts": np.array([5, 7]),
+    "medications": np.array([900, 901, 902]),
+    "medication-counts": np.array([5, 6, 9]),
+}
+CODES = {"diagnoses": ["I10"], "procedures": ["a|b", "a|c"]}
+CUT = {"diagnoses": 2, "procedures": 3, "medications": 5}
+HELD = {name: np.zeros(size, bool) for name, size in CUT.items()}
+HELD |= {"named": np.array([4]), "name-counts": np.array([11])}
+NAMES = {"names": ["DRUG"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arrays", "codes", "named"),
+    [
+        ("counts", COUNTED | {"stays": np.array([5])}, CODES, "stays"),
+        ("counts", COUNTED | {"diagnoses": np.zeros(2, bool)}, CODES, "diagnoses"),
+        ("counts", COUNTED | {"procedure-counts": np.array([5, 4])}, CODES, "procedure-counts"),
+        ("counts", COUNTED | {"medication-counts": np.array([4, 6, 9])}, CODES, "medication-counts"),
+        ("counts", COUNTED | {"procedure-counts": np.array([5, 7, 1000])}, CODES, "procedure-counts"),
+        ("counts", COUNTED | {"medications": np.array([900.0, 901.0, 902.0])}, CODES, "medications"),
+        ("counts", COUNTED | {"medications": np.arange(100_001)}, CODES, "medications"),
+        ("counts", COUNTED, CODES | {"patients": ["B"]}, "patients"),
+        ("counts", COUNTED, CODES | NAMES, "names"),
+        ("counts", COUNTED, CODES | {"diagnoses": ["x" * 1001]}, "diagnoses"),
+        ("counts", COUNTED, CODES | {"diagnoses": [""]}, "diagnoses"),
+        ("counts", COUNTED, CODES | {"diagnoses": ["x"] * 100_001}, "diagnoses"),
+        ("remaining", HELD | {"diagnoses": np.zeros(3, bool)}, NAMES, "diagnoses"),
+        ("remaining", HELD | {"diagnoses": np.zeros(2, np.int64)}, NAMES, "diagnoses"),
+        ("remaining", HELD | {"name-counts": np.array([4])}, NAMES, "name-counts"),
+        ("remaining", HELD | {"named": np.array([4, 5])}, NAMES, "named"),
+        ("remaining", HELD, NAMES | {"diagnoses": ["I10"]}, "diagnoses"),
+    ],
+)
+def test_what_an_answer_of_the_agreement_does_not_allow_never_leaves(
+    kind: str, arrays: egress.Arrays, codes: egress.Codes, named: str
+) -> None:
+    egress.check_agreement("vocabulary_counts", COUNTED, CODES, {}, 5)
+    egress.check_agreement("vocabulary_remaining", HELD, NAMES, CUT, 5)
+    with pytest.raises(ValueError, match=named):
+        egress.check_agreement(f"vocabulary_{kind}", arrays, codes, CUT if kind == "remaining" else {}, 5)

@@ -76,7 +76,7 @@ def test_an_answer_that_takes_too_long_is_an_error_that_names_no_data(
 ) -> None:
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
     monkeypatch.setattr(app, "_partition", lambda place: time.sleep(60))
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(timeout=0.5))
+    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(timeout=0.5), consortium.VOCABULARY)
     message = plain_message(RecordDict({"config": plan.config()}), "query.hello")
     context = Context(run_id=0, node_id=1, node_config={}, state=RecordDict(), run_config={})
     reply = make_app(lambda context: Place(data, 3, tmp_path))(message, context)

@@ -27,7 +27,7 @@ from tests.server.federations import Clock
 from tests.sim import consortium
 from tests.sim.consortium import assigned, command, environment
 
-PATIENCE = 400.0  # seconds for what takes one or two minutes on idle cores
+PATIENCE = 900.0  # seconds for what takes one or two minutes on idle cores
 
 
 class Network:
@@ -52,17 +52,24 @@ class Network:
                 command(*arguments), stdout=log, stderr=log, env=found, text=True, start_new_session=True
             )
 
-    def server(self, hospitals: int, *more: str, epochs: int = 3, timeout: int = 180) -> None:
+    def server(self, hospitals: int, *more: str, epochs: int = 3, timeout: int = 180, agree: bool = False) -> None:
         sets = assigned({"pretraining.epochs": str(epochs)})
-        places = ["--keys", self.keys, "--vocabulary", self.data, "--out", self.run, "--port", str(self.port)]
+        places = ["--keys", self.keys, "--out", self.run, "--port", str(self.port)]
+        places += [] if agree else ["--vocabulary", self.data]
         fixed = ["--hospitals", str(hospitals), "--timeout", str(timeout)]
         self.start("server", "server", "launch", *places, *fixed, *sets, *more)
 
     def options(
-        self, hospital: int, key: Path | None = None, ca: Path | None = None, data: Path | None = None
+        self,
+        hospital: int,
+        key: Path | None = None,
+        ca: Path | None = None,
+        data: Path | None = None,
+        raw: Path | None = None,
     ) -> list[str | Path]:
+        records = ["--raw", raw] if raw is not None else ["--partition", self.data if data is None else data]
         return [
-            *("--superlink", f"127.0.0.1:{self.port}", "--partition", self.data if data is None else data),
+            *("--superlink", f"127.0.0.1:{self.port}", *records),
             *("--hospital-id", str(hospital), "--root-certificates", self.keys / "ca.pem" if ca is None else ca),
             *("--private-key", self.key(hospital) if key is None else key),
         ]

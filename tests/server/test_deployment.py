@@ -19,6 +19,7 @@ import pytest
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from tests.server.processes import Network, assert_same, simulated
+from tests.server.raw_consortium import RawConsortium, make_tables
 from tests.sim import consortium
 
 pytestmark = [
@@ -138,3 +139,28 @@ def test_without_tls_on_the_loopback_it_runs_too_and_a_killed_launch_leaves_no_p
     assert network.pids("flower-supernode", "hospital-8")
     network.processes["hospital-8"].kill()
     network.wait(lambda: not network.pids("flower-supernode", "hospital-8"), "the guard")
+
+
+def test_hospitals_with_raw_tables_agree_first_and_give_the_simulations_results(
+    network: Network, tmp_path: Path
+) -> None:
+    raw = RawConsortium(tmp_path / "consortium", make_tables(4, {3: 61, 8: 47}))
+    cut = ["--min-records", "10", "--top-medications", "9", "--top-procedures", "11"]
+    assert tempt(["prepare", str(raw.all), str(tmp_path / "dataset"), *cut]) == 0
+    fixed = ["--data", str(tmp_path / "dataset"), "--out", str(tmp_path / "run"), "--models", "tempt", "--jobs", "1"]
+    assert tempt(["simulate", "federated", *fixed, *consortium.assigned({"pretraining.epochs": "3"})]) == 0
+
+    network.server(len(HOSPITALS), "--minimum-count", "1", *cut, agree=True)
+    for hospital in HOSPITALS:
+        network.hospital(hospital, raw=raw.raw[hospital])
+    network.wait(lambda: not network.running(), "the end")
+    assert network.processes["server"].returncode == 0, network.said("server")
+    assert (network.run / "vocabulary.json").read_bytes() == (tmp_path / "dataset" / "vocabulary.json").read_bytes()
+    found, expected = (read_json(run / "results.json")["models"]["tempt"] for run in (network.run, tmp_path / "run"))
+    assert found["seeds"]["42"]["hospitals"].keys() == expected["seeds"]["42"]["hospitals"].keys()
+    for metric, summary in expected["summary"].items():
+        assert found["summary"][metric]["mean"] == pytest.approx(summary["mean"], abs=1e-6)
+    for hospital in HOSPITALS:
+        ledger = network.root / f"hospital-{hospital}" / "egress" / f"{hospital}.jsonl"
+        kinds = [json.loads(line)["kind"] for line in ledger.read_text().splitlines()]
+        assert kinds[:3] == ["vocabulary_counts", "vocabulary_remaining", "hello"]

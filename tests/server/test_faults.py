@@ -57,11 +57,13 @@ def federate(
     """Pretraining and tuning; their results."""
     places = {h: Place(data, h, run) for h in consortium.SIZES}
     grid = HandOnTheLine(places, tamper, group=group)
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(**{"timeout": 3600.0, **federation}))
+    plan = exchange.Plan(
+        "test", 42, SETTINGS, FederationSettings(**{"timeout": 3600.0, **federation}), DATASET.vocabulary
+    )
     files = FitFiles.of(run, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
-        hospitals, _ = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+        hospitals, _ = exchange.greet(grid, plan)
         initial = initial_tensors(SETTINGS, DATASET, 42)
         result = rounds.pretrain(grid, plan, hospitals, initial, files, lambda row: None)
         tensors = {name: tensor.numpy() for name, tensor in checkpoint.load(files.tensors)[0].items()}
@@ -233,16 +235,16 @@ def test_a_hello_that_is_wrong_leaves_that_hospital_out_by_name_and_no_other(
     monkeypatch.setattr(exchange, "time", Clock())
     tamper, words = HELLOS[hello]
     grid = HandOnTheLine({h: Place(data, h, tmp_path) for h in consortium.SIZES}, tamper, group="hello")
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(timeout=60))
-    hospitals, refused = exchange.greet(grid, plan, DATASET.vocabulary.digest)
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(timeout=60), DATASET.vocabulary)
+    hospitals, refused = exchange.greet(grid, plan)
     assert [h.hospital for h in hospitals] == [3, 21, 34]
     assert list(refused) == ["node 8"] and words in refused["node 8"], refused
 
 
 def test_two_nodes_that_say_they_are_one_hospital_are_both_left_out(data: Path, tmp_path: Path) -> None:
     places = {1: Place(data, 3, tmp_path), 2: Place(data, 3, tmp_path), 3: Place(data, 8, tmp_path)}
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings())
-    hospitals, refused = exchange.greet(InProcessGrid(places, None), plan, DATASET.vocabulary.digest)
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
+    hospitals, refused = exchange.greet(InProcessGrid(places, None), plan)
     assert [h.hospital for h in hospitals] == [8]
     assert refused == {"hospital 3": "2 nodes say that they are it; none can be believed"}
 

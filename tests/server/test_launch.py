@@ -21,6 +21,7 @@ from server.run_config import RUN_CONFIG
 from shared_model.supervision import Kept, ended_together
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
+from tests.hospital_client.raw_tables import write_tables
 from tests.sim import consortium
 from tests.sim.consortium import ROOT
 
@@ -63,8 +64,8 @@ def test_a_key_registered_for_another_hospital_leaves_that_node_out(tmp_path: Pa
 
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
     grid = Named({1: Place(data, 3, tmp_path), 2: Place(data, 8, tmp_path)}, None)
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings())
-    hospitals, refused = exchange.greet(grid, plan, consortium.VOCABULARY.digest)
+    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(), consortium.VOCABULARY)
+    hospitals, refused = exchange.greet(grid, plan)
     assert [h.hospital for h in hospitals] == [3]
     assert refused == {"node 2": "its key is hospital-21's, but it says that it is hospital 8"}
 
@@ -104,6 +105,12 @@ def _runs(pid: int) -> bool:
         return False
 
 
+HOSPITAL = [
+    *("hospital", "launch", "--superlink", "x:1", "--hospital-id", "3"),
+    *("--state", "s", "--root-certificates", "ca.pem", "--private-key", "key"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -113,11 +120,15 @@ def _runs(pid: int) -> bool:
         ),
         (
             [
-                *("hospital", "launch", "--superlink", "x:1", "--partition", "none", "--hospital-id", "3"),
-                *("--state", "s", "--root-certificates", "ca.pem", "--private-key", "key"),
+                *("server", "launch", "--keys", "k", "--out", "r", "--hospitals", "2"),
+                *("--vocabulary", "d", "--min-records", "9"),
             ],
-            "none/dataset.json",
+            "--min-records: is of an agreement",
         ),
+        ([*HOSPITAL, "--partition", "none"], "none/dataset.json"),
+        ([*HOSPITAL, "--raw", "none"], "none: no such directory"),
+        ([*HOSPITAL, "--raw", "none", "--partition", "none"], "expected one of --partition"),
+        (HOSPITAL, "expected one of --partition"),
     ],
 )
 def test_a_mistake_of_launch_is_one_line(
@@ -132,3 +143,12 @@ def test_a_mistake_of_launch_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_tables_that_hold_other_hospitals_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = write_tables(tmp_path / "raw")
+    assert tempt([*HOSPITAL, "--raw", str(raw)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{raw}/patient.csv: holds stays of hospital 11, 12, expected hospital 3's own alone" in line

@@ -94,7 +94,7 @@ class Made(Grid):
 
 def run(tmp_path: Path, grid: Made, hospitals: list[Hospital] = HOSPITALS, **federation: Any) -> dict[str, Any]:
     settings = consortium.settings(pretraining__patience="2", pretraining__epochs="9")
-    plan = exchange.Plan("test", 42, settings, FederationSettings(**{"rounds": 3, **federation}))
+    plan = exchange.Plan("test", 42, settings, FederationSettings(**{"rounds": 3, **federation}), consortium.VOCABULARY)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
@@ -218,7 +218,7 @@ def test_at_a_resumption_who_is_away_is_missed_and_who_is_new_waits(tmp_path: Pa
         raise Killed
 
     settings = consortium.settings(pretraining__epochs="9")
-    plan = exchange.Plan("test", 42, settings, FederationSettings(rounds=3))
+    plan = exchange.Plan("test", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     with pytest.raises(Killed):
         rounds.pretrain(Made(step, rising), plan, HOSPITALS, INITIAL, files, killed)
@@ -233,13 +233,15 @@ def test_at_a_resumption_who_is_away_is_missed_and_who_is_new_waits(tmp_path: Pa
 def test_a_checkpoint_of_another_experiment_is_not_gone_on_with(tmp_path: Path) -> None:
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     settings = consortium.settings()
-    state = rounds._Rounds(exchange.Plan("one", 42, settings, FederationSettings()), HOSPITALS, INITIAL)
+    state = rounds._Rounds(
+        exchange.Plan("one", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL
+    )
     files.partial.parent.mkdir(parents=True)
     state.save(files.partial)
     with pytest.raises(TemptError, match="checkpoint of another run"):
-        rounds._Rounds(exchange.Plan("other", 42, settings, FederationSettings()), HOSPITALS, INITIAL).restore(
-            files.partial
-        )
+        rounds._Rounds(
+            exchange.Plan("other", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL
+        ).restore(files.partial)
 
 
 def test_a_message_that_cannot_be_sent_is_a_missing_reply(tmp_path: Path) -> None:

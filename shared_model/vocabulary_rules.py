@@ -1,0 +1,60 @@
+"""Which codes a vocabulary has: the rules of `tempt prepare`, and of hospitals that agree on one from their counts.
+
+Both call the same functions, so that an agreement in which every code is named (`minimum_count` 1) gives the vocabulary
+that `tempt prepare` makes of the same hospitals together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+Positions = NDArray[np.int64]
+
+MOST_CODES = 100_000
+"""Codes of a kind, or drug names, that a hospital may name in an agreement."""
+MOST_CHARACTERS = 1_000
+"""Of a code or a drug name in an agreement."""
+
+
+class VocabularyRules(BaseModel, frozen=True, extra="forbid"):
+    """What is cut; the defaults are the paper's (Section 4.1.1)."""
+
+    min_records: int = Field(400, ge=1, description="hospitals with fewer records are left out")
+    top_medications: int = Field(300, ge=1, description="the most frequent medications that are kept")
+    top_procedures: int = Field(1000, ge=1, description="the most frequent procedures that are kept")
+
+
+class AgreementRules(VocabularyRules, frozen=True, extra="forbid"):
+    """What hospitals that agree on a vocabulary cut, and what they name at all."""
+
+    minimum_count: int = Field(5, ge=1, description="a code that fewer of a hospital's stays have is not named")
+
+
+def most_frequent(frequency: Positions, count: int) -> NDArray[np.bool_]:
+    """Which of the codes, in ascending order, are kept; of equally frequent ones the smaller come first.
+
+    >>> most_frequent(np.array([1, 2, 2]), 1).tolist()
+    [False, True, False]
+    """
+    kept = np.zeros(len(frequency), dtype=bool)
+    kept[np.argsort(-frequency, kind="stable")[:count]] = True
+    return kept
+
+
+def most_frequent_names(code: Positions, name: Positions, count: Positions) -> tuple[Positions, Positions]:
+    """Each code with its most frequent name, ties: the smallest.
+
+    Args:
+        code, name: a pair each, as positions in ascending order of codes and of names.
+        count: how often the pair occurs.
+    """
+    order = np.lexsort((name, -count, code))
+    first = order[np.unique(code[order], return_index=True)[1]]
+    return code[first], name[first]
+
+
+def nameless(medication: int) -> str:
+    """What stands for the name of a medication that never has one."""
+    return f"HICL {medication}"

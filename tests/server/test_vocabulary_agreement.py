@@ -1,0 +1,216 @@
+"""Hospitals agree on the vocabulary that `tempt prepare` makes of them together, and tell no more than they must."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from hospital_client.preparation import prepare_in_memory
+from hospital_client.preparation_options import PreparationOptions
+from server.told import Told
+from server.vocabulary_agreement import agree
+from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.records import RecordSet
+from shared_model.vocabulary_rules import AgreementRules
+from tests.hospital_client.test_eicu import _HICL, _OFFSETS, _padded
+from tests.server.raw_consortium import (
+    LOOSE,
+    Listening,
+    RawConsortium,
+    Tables,
+    agreed,
+    make_tables,
+    records_under,
+    secrets,
+    stays_of,
+)
+
+
+def assert_same_records(found: RecordSet, expected: RecordSet) -> None:
+    """Bit for bit; patients are numbered within a hospital, in the same order."""
+    for name in ("diagnoses", "procedures", "medications"):
+        assert torch.equal(getattr(found, name).codes, getattr(expected, name).codes), name
+        assert torch.equal(getattr(found, name).offsets, getattr(expected, name).offsets), name
+    assert torch.equal(found.stay, expected.stay) and torch.equal(found.hospital, expected.hospital)
+    assert torch.equal(found.patient, torch.unique(expected.patient, return_inverse=True)[1])
+
+
+# ------------------------------------------------------------------------------------------------ with minimum 1
+
+_TEXTS = {
+    "diagnosis": _padded(st.sampled_from(["", "I10", "401.9, I10", "i10", "é"])),
+    "treatment": _padded(st.sampled_from(["", "a|b", "a|é", "a", "B"])),
+}
+_STAYS = st.integers(1, 10)  # 10 is nobody's
+_TABLES = st.fixed_dictionaries(
+    {
+        "patient": st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["p", "q", "P"])), min_size=3, max_size=9).map(
+            lambda rows: [(stay, *row) for stay, row in enumerate(rows, start=1)]
+        ),
+        "diagnosis": st.lists(st.tuples(_STAYS, _TEXTS["diagnosis"], _OFFSETS), min_size=12),
+        "treatment": st.lists(st.tuples(_STAYS, _TEXTS["treatment"], _OFFSETS), min_size=12),
+        "medication": st.lists(
+            st.tuples(_STAYS, _HICL, _padded(st.sampled_from(["", "aspirin", "ASPIRIN", "x\ny"])), st.just("No")),
+            min_size=12,
+        ),
+    }
+).map(lambda tables: _with_a_row(tables))
+
+
+def _with_a_row(tables: Tables) -> Tables:
+    """A row without a code for a stay of each hospital: no table is empty."""
+    stays = {hospital: stay for stay, hospital, _ in tables["patient"]}
+    for stay in stays.values():
+        tables["diagnosis"].append((stay, "", 0))
+        tables["treatment"].append((stay, "", 0))
+        tables["medication"].append((stay, "", "", "No"))
+    return tables
+
+
+@given(
+    tables=_TABLES,
+    min_records=st.sampled_from([1, 1, 2, 3]),
+    top_medications=st.integers(1, 5),
+    top_procedures=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_where_every_code_is_named_it_is_the_vocabulary_and_the_records_of_prepare(
+    tables: Tables, min_records: int, top_medications: int, top_procedures: int
+) -> None:
+    rules = {"min_records": min_records, "top_medications": top_medications, "top_procedures": top_procedures}
+    with tempfile.TemporaryDirectory() as folder:
+        raw = RawConsortium(Path(folder), tables)
+        places = raw.places()
+        try:
+            expected = prepare_in_memory(raw.all, PreparationOptions(**rules))[0]
+        except TemptError:
+            event("no record")
+            with pytest.raises(TooFewHospitals, match="the vocabulary agreement: 0 hospitals"):
+                agreed(places, **rules)
+            return
+        event(f"{len(expected.records.hospitals)} hospitals of {len(places)}")
+        found = agreed(places, **rules)
+        assert found.vocabulary == expected.vocabulary
+        assert set(found.left_out) == {f"hospital {h}" for h in set(places) - set(expected.records.hospitals)}
+        records = records_under(found.vocabulary, places, min_records)
+    assert sorted(records) == expected.records.hospitals
+    for hospital, own in records.items():
+        assert_same_records(own, expected.records.of_hospital(hospital))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_larger_tables_agree_as_they_are_prepared(tmp_path: Path, seed: int) -> None:
+    """With cuts that bite: some records lose a set, a hospital its place, a name its majority."""
+    raw = RawConsortium(tmp_path, make_tables(seed))
+    rules = {"min_records": 21, "top_medications": 9, "top_procedures": 11}
+    expected = prepare_in_memory(raw.all, PreparationOptions(**rules))[0]
+    assert 0 < len(expected.records.hospitals) < len(raw.raw)
+    found = agreed(raw.places(), **rules)
+    assert found.vocabulary == expected.vocabulary
+    for hospital, own in records_under(found.vocabulary, raw.places(), 21).items():
+        assert_same_records(own, expected.records.of_hospital(hospital))
+
+
+# ------------------------------------------------------------------------------------------------ what is told
+
+
+@pytest.mark.parametrize(("asked", "own"), [(5, 1), (2, 4), (3, 3)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: int, asked: int, own: int) -> None:
+    """Every reply is read: for rare codes and names, for stays and patients, and for a count or mark too much."""
+    raw, minimum = RawConsortium(tmp_path, make_tables(seed)), max(asked, own)
+    grid = Listening(raw.places(minimum_count=own))
+    rules = AgreementRules(minimum_count=asked, min_records=1, top_medications=12, top_procedures=14)
+    agree(grid, rules, Told(), timeout=None, expected=3, least=3)
+    cut = _cut_by_hand(raw.own, minimum)
+    for hospital, tables in raw.own.items():
+        counts, remaining = (grid.of(f"vocabulary_{name}")[hospital].content for name in ("counts", "remaining"))
+        has = {name: stays_of(rows, 1) for name, rows in tables.items()}
+        names = stays_of(tables["medication"], 2)
+
+        # exactly the codes that enough stays have, and of two tables how many
+        codes, arrays = counts.config_records["codes"], counts.array_records["arrays"]
+        told = {
+            "diagnosis": dict.fromkeys(codes["diagnoses"]),
+            "treatment": dict(zip(codes["procedures"], arrays["procedure-counts"].numpy(), strict=True)),
+            "medication": dict(zip(arrays["medications"].numpy(), arrays["medication-counts"].numpy(), strict=True)),
+        }
+        for table, found in told.items():
+            expected = {code: len(stays) for code, stays in has[table].items() if len(stays) >= minimum}
+            assert found == (dict.fromkeys(expected) if table == "diagnosis" else expected), table
+
+        # of the cut, exactly those that enough of the records have
+        complete = set.intersection(*({s for code in cut[t] for s in has[t].get(code, ())} for t in cut))
+        assert remaining.metric_records["metrics"]["records"] == len(complete)
+        arrays = remaining.array_records["arrays"]
+        for table, modality in zip(cut, ("diagnoses", "procedures", "medications"), strict=True):
+            expected_mask = [len(has[table].get(code, set()) & complete) >= minimum for code in cut[table]]
+            assert arrays[modality].numpy().tolist() == expected_mask, modality
+
+        # names of medications of the cut, that enough stays have, with their rows
+        rows = Counter((row[1], row[2]) for row in tables["medication"] if row[2])
+        pairs = zip(arrays["named"].numpy(), remaining.config_records["codes"]["names"], strict=True)  # type: ignore[arg-type]
+        told_names = {(cut["medication"][place], name) for place, name in pairs}
+        assert told_names == {(c, n) for c, n in rows if c in cut["medication"] and len(names[n]) >= minimum}
+        assert sum(arrays["name-counts"].numpy()) == sum(rows[pair] for pair in told_names)
+
+        # and nothing else, in whichever form
+        for content in (counts, remaining):
+            assert secrets(content, tables, minimum) == []
+            assert {name for record in content.values() for name in record} <= {
+                *("hospital", "minimum-count", "records", "diagnoses", "procedures", "medications"),
+                *("procedure-counts", "medication-counts", "named", "name-counts", "names"),
+            }
+
+
+def _cut_by_hand(own: dict[int, Tables], minimum: int) -> dict[str, list[Any]]:
+    total: dict[str, Counter[Any]] = {table: Counter() for table in ("diagnosis", "treatment", "medication")}
+    for tables in own.values():
+        for table, counter in total.items():
+            has = stays_of(tables[table], 1)
+            counter.update({code: len(stays) for code, stays in has.items() if len(stays) >= minimum})
+    most = {"diagnosis": None, "treatment": 14, "medication": 12}
+    return {t: sorted(sorted(c, key=lambda code: (-c[code], code))[: most[t]]) for t, c in total.items()}
+
+
+def test_the_search_finds_what_a_reply_must_not_hold(tmp_path: Path) -> None:
+    """So that the test above could fail."""
+    tables = RawConsortium(tmp_path, make_tables(1)).own[3]
+    stay, _, patient = tables["patient"][5]
+    names = stays_of(tables["medication"], 2)
+    rare = min(names, key=lambda name: len(names[name]))
+    for record in (
+        ConfigRecord({"names": [patient]}),
+        ConfigRecord({"names": ["DRUG", rare]}),
+        MetricRecord({"records": stay}),
+        ArrayRecord({"named": Array(np.array([4, stay]))}),
+    ):
+        assert secrets(RecordDict({"some": record}), tables, 5), record
+
+
+def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Path) -> None:
+    raw = RawConsortium(tmp_path, make_tables(1))
+    grid = Listening(raw.places())
+    agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=None, expected=3, least=3)
+    for hospital, place in raw.places().items():
+        lines = [json.loads(line) for line in place.ledger().read_text().splitlines()]
+        assert [line["kind"] for line in lines] == ["vocabulary_counts", "vocabulary_remaining"]
+        for line in lines:
+            content = grid.of(line["kind"])[hospital].content
+            assert line["numbers"] == dict(content.metric_records["metrics"])
+            arrays = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+            assert line["arrays"] == {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}
+            assert line["bytes"] == sum(array.nbytes for array in arrays.values())
+            codes = content.config_records["codes"]
+            assert {name: size[0] for name, size in line["codes"].items()} == {n: len(c) for n, c in codes.items()}  # type: ignore[arg-type]
+        assert "DRUG" not in place.ledger().read_text() and "treatment 0" not in place.ledger().read_text()
