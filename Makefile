@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[ray,report]'
 	@$(PIP) check >/dev/null
 	@pwd -P > $(STAMP)
+	@case "$$(pwd -P)" in *' '*) echo 'note: this path has a blank, which servers of Flower (tempt server launch, flwr run) do not take' ;; esac
 	@echo 'Done: $(BIN)/tempt --help'
 
 demo: setup ## the main job on a made-up consortium (under 5 minutes)

@@ -10,9 +10,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hospital_client import pinned_clientapp
 from hospital_client.eicu_tables import read_tables
@@ -24,7 +25,7 @@ from shared_model.supervision import Kept, ended_together, flower_environment, f
 
 _DELAY = 10.0
 _REASONS = (
-    (r"code: 2004", "the server does not know this key, or still holds this hospital's lease (up to 60 s)"),
+    (r"code: 2004", "the server does not know this key (yet), or still holds this hospital's lease (up to 60 s)"),
     (r"code: 2001", "the server wants a key: give --private-key"),
     (r"CERTIFICATE_VERIFY_FAILED", "the server's certificate is not of this CA: check --root-certificates"),
     (r"certificate is not valid for", "the server's certificate lacks the address that --superlink names"),
@@ -126,6 +127,7 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
     environment = flower_environment(home, home / "bin") | {pinned_clientapp.REFUSED: str(refused)}
     node = Kept("supernode", command, environment, place.state / "supernode.log", delay=_DELAY)
     said = ""
+    left = _Ledger(place.state / "egress" / f"{place.hospital}.jsonl")
     with ended_together([node]):
         say(f"hospital {place.hospital}: serving {place.superlink}; log in {node.log}")
         while not until():
@@ -142,7 +144,33 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
             if why is not None and why != said:
                 said = why
                 say(f"hospital {place.hospital}: {why}")
+            for line in left.new_lines():
+                said = ""
+                say(f"hospital {place.hospital}: {line}")
             time.sleep(0.2)
+
+
+class _Ledger:
+    """What leaves the hospital from now on, a line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def new_lines(self) -> list[str]:
+        if not self._path.exists() or self._path.stat().st_size == self._read:
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [_in_words(json.loads(line)) for line in whole.splitlines()]
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    kind = f"round {entry['round']}" if entry["kind"] == "pretrain" else str(entry["kind"]).replace("_", " ")
+    return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"
 
 
 def reason(line: str) -> str | None:

@@ -74,6 +74,12 @@ class Report:
         }
 
 
+def hospitals_left_out(report: Report) -> int:
+    """How many hospitals had records, but too few."""
+    before, after = report.attrition[-2:]
+    return before.hospitals - after.hospitals
+
+
 def make_report(extraction: Extraction, options: PreparationOptions, sources: dict[str, str]) -> Report:
     """The report on records that were just extracted."""
     dataset = extraction.dataset

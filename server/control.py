@@ -116,7 +116,8 @@ class Control:
         done = self._flwr(["run", str(app), _NAME])
         found = _json(done)
         if "run-id" not in found:
-            raise TemptError(f"the run could not be submitted: {_text(done)}")
+            logs = self.home.parent / "logs"
+            raise TemptError(f"{logs}: the run could not be submitted, superlink.log says more: {_text(done)}")
         return str(found["run-id"])
 
     def status_of(self, run: str) -> str | None:

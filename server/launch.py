@@ -159,6 +159,7 @@ def _app_folder(folder: Path, run_config: Mapping[str, Any]) -> Path:
     text = f"""[project]
 name = "tempt"
 version = "0.1.0"
+description = "Medication recommendation across hospitals (TEMPT)"
 license = "Apache-2.0"
 dependencies = []
 [tool.flwr.app]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from shared_model.errors import TemptError
 from shared_model.files import private_directory
 
 _ENDS_WITHIN = 8.0  # seconds from SIGTERM to SIGKILL
@@ -147,7 +149,16 @@ def flower_environment(home: Path, *first: Path) -> dict[str, str]:
 
     Args:
         first: folders whose programs come before Flower's, which are those beside this Python.
+
+    Raises:
+        TemptError: Flower is installed where its servers can't find their tables.
     """
+    found = importlib.util.find_spec("flwr")
+    if found is not None and found.origin is not None and " " in found.origin:
+        raise TemptError(
+            f"{Path(found.origin).parent}: Flower's servers can't be run from a path with a blank; "
+            "make the environment in another folder"
+        )
     private_directory(home)
     folders = [*map(str, first), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     return os.environ | {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import shlex
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 # On a shared machine busy-waiting threads take the cores from each other: 30 records/s became 870 without it. It must
 # be said before torch is imported, so every import of it stands inside a function.
@@ -30,6 +33,23 @@ app = typer.Typer(
     add_completion=False,
     help="Learn to recommend medications from many hospitals whose records stay in the house (TEMPT).",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tempt {importlib.metadata.version('tempt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Learn to recommend medications from many hospitals whose records stay in the house (TEMPT)."""
+
+
 app.command("synth")(data.synth)
 app.command("prepare")(data.prepare)
 app.add_typer(simulate.app, name="simulate")
@@ -88,7 +108,8 @@ def run(arguments: list[str]) -> int:
 def _kept(arguments: list[str]) -> str:
     """What a command that was ended leaves."""
     if arguments[:1] == ["simulate"]:
-        return "; what is finished is kept, go on with --resume"
+        again = [word for word in arguments if word not in ("--force", "--resume")]
+        return f"; what is finished is kept, go on with: {shlex.join(['tempt', *again, '--resume'])}"
     if arguments[1:2] in (["launch"], ["front"]):
         return "; what is finished is kept, the same command goes on"
     return "; nothing was written"

@@ -43,6 +43,8 @@ def recommend(
     Raises:
         TemptError: the run lacks the model, seed or hospital, or the vocabulary a code (the nearest is named).
     """
+    if not (run / CONFIG).is_file():
+        raise TemptError(f"{run}: is no run directory; name the --out of `tempt simulate`, or a hospital's --state")
     config = read_json(run / CONFIG)
     try:
         settings = Settings.model_validate(config["settings"])
@@ -87,6 +89,11 @@ def recommend(
         )
     ]
     return sorted(answer, key=lambda answered: (-answered.probability, answered.medication))
+
+
+def threshold_of(run: Path) -> float:
+    """The probability above which the run recommends."""
+    return Settings.model_validate(read_json(run / CONFIG)["settings"]).evaluation.threshold
 
 
 def _hospitals(run: Path, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def prepare(
     Example: tempt prepare eicu/ dataset/
     """
     from hospital_client.preparation import prepare as make
-    from hospital_client.preparation_report import report_lines
+    from hospital_client.preparation_report import hospitals_left_out, report_lines
 
     chosen = options.preparation(
         min_records=min_records,
@@ -58,3 +59,10 @@ def prepare(
     )
     report = make(raw, dataset, chosen, force=force)
     print("\n".join(report_lines(report)))
+    left_out = hospitals_left_out(report)
+    if left_out:
+        print(
+            f"note: {left_out} hospitals have fewer than {chosen.min_records} records and were left out; "
+            "--min-records keeps them",
+            file=sys.stderr,
+        )

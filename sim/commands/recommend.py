@@ -13,8 +13,10 @@ import typer
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     hospital: Annotated[int, typer.Option(help="The patient's hospital.")],
-    diagnosis: Annotated[list[str], typer.Option(help="A diagnosis code, as in icd9code; repeat it for more.")],
-    procedure: Annotated[list[str], typer.Option(help="A procedure, as in treatmentstring; repeat it for more.")],
+    diagnosis: Annotated[
+        list[str], typer.Option(help="A whole field of icd9code, as vocabulary.json lists them; repeat it for more.")
+    ],
+    procedure: Annotated[list[str], typer.Option(help="A whole field of treatmentstring; repeat it for more.")],
     model: Annotated[str, typer.Option(help="A model of the run.")] = "tempt",
     seed: Annotated[int | None, typer.Option(help="A seed of the run.", show_default="the first")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every medication as JSON.")] = False,
@@ -24,6 +26,7 @@ def recommend(
     Example: tempt recommend runs/demo --hospital 3 --diagnosis "401.9, I10" --procedure "cardiovascular|..."
     """
     from sim.recommend import recommend as answer
+    from sim.recommend import threshold_of
 
     medications = answer(run, model, seed, hospital, diagnosis, procedure)
     if as_json:
@@ -34,7 +37,9 @@ def recommend(
     for one in recommended:
         print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
     rest = [one for one in medications if not one.recommended][:3]
-    print(f"{len(recommended)} of {len(medications)} medications are above the threshold; the next:")
+    print(
+        f"{len(recommended)} of {len(medications)} medications are above the threshold of {threshold_of(run):g}; the next:"
+    )
     for one in rest:
         print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
     print("Research software: not for clinical use.")

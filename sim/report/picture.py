@@ -6,6 +6,7 @@ Single-Train in each hospital, against the hospital's test records.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,10 +33,15 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise TemptError("a picture needs matplotlib; install it with: pip install 'tempt[report]'") from None
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_models(left, content["models"])
-    _draw_hospitals(right, content["models"])
+    models = content["models"]
+    if {"tempt", "single-train"} <= set(models):
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_hospitals(right, models)
+    else:
+        figure = Figure(figsize=(6, 3.8), layout="constrained")
+        left = figure.subplots()
+    _draw_models(left, models)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=130)
 
@@ -69,9 +75,6 @@ def _draw_models(axes: Any, models: Mapping[str, Any]) -> None:
 
 
 def _draw_hospitals(axes: Any, models: Mapping[str, Any]) -> None:
-    if not {"tempt", "single-train"} <= set(models):
-        axes.set_axis_off()
-        return
     ours, alone = (_by_hospital(models[name]) for name in ("tempt", "single-train"))
     axes.axhline(0, color="#888888", linewidth=1)
     axes.scatter(
@@ -94,10 +97,15 @@ def _by_hospital(model: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def main() -> None:
     """Draw the picture of the run named on the command line."""
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m sim.report.picture RUN PICTURE.png")
+    parser = argparse.ArgumentParser(prog="python -m sim.report.picture", description="Draw a run's results.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("picture", type=Path, metavar="PICTURE.png")
+    given = parser.parse_args()
     try:
-        draw(read_json(Path(sys.argv[1]) / RESULTS), Path(sys.argv[2]))
+        if not (given.run / RESULTS).is_file():
+            raise TemptError(f"{given.run}: has no {RESULTS}; is it a run directory, and has the run ended?")
+        draw(read_json(given.run / RESULTS), given.picture)
+        print(f"Wrote {given.picture}.")
     except TemptError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
