@@ -5,7 +5,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults bench bench-prepare bench-federation lint clean
+.PHONY: help setup demo deploy test test-slow test-faults test-containers bench bench-prepare bench-federation lint clean
 
 # The first of these that is 3.11 or newer, else python3, which `setup` then refuses in plain words.
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -46,14 +46,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job on a made-up consortium (under 5 minutes)
 	@$(BIN)/tempt simulate centralized --out runs/demo --force
 
+deploy: setup ## deploy/: what docker-compose.yml mounts, with three made-up hospitals
+	@$(BIN)/python -m sim.deploy_folder deploy
+
 test: setup ## the fast tests
-	@$(BIN)/python -m pytest -m 'not slow and not faults'
+	@$(BIN)/python -m pytest -m 'not slow and not faults and not containers'
 
 test-slow: setup ## the slow tests
 	@$(BIN)/python -m pytest -m slow
 
 test-faults: setup ## federations of real processes, some of which are killed
 	@$(BIN)/python -m pytest -m faults
+
+test-containers: setup ## docker-compose.yml for real, with podman; as root
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -m containers
 
 bench: setup ## records a second, against the plain way and the machine
 	@$(BIN)/python -m sim.bench

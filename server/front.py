@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shared_model.supervision import Kept, ended_together
 
 FACTS = "facts.json"
 """The page on which the front tells versions and digests, for `tempt hospital check`."""
+_ASK_SECONDS = 5.0  # a container that was started again has another address
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,31 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         TemptError: nginx is not installed, or the keys are incomplete.
     """
     front = place.process()
+    addresses, asked = _addresses(place.link), time.monotonic()
+    said: int | None = None
     with ended_together([front]):
         say(f"the front listens at {place.host}:{place.port} and passes {place.link}; log in {front.log}")
         while not until():
             status = front.keep()
-            if status is not None:
-                say(f"nginx ended with status {status}; started again; {front.log} says why")
+            if status not in (None, said):  # not once a second while the SuperLink's name is not known
+                said = status
+                say(f"nginx ended with status {status}; it is started again until it stays; {front.log} says why")
+            if time.monotonic() - asked >= _ASK_SECONDS:
+                asked, found = time.monotonic(), _addresses(place.link) or addresses
+                if found != addresses and front.pid is not None:  # nginx asks for a name only when it is configured
+                    addresses = found
+                    os.kill(front.pid, signal.SIGHUP)
             place.renew(front)
             time.sleep(0.5)
+
+
+def _addresses(link: str) -> frozenset[str]:
+    """What the SuperLink's name stands for now: nginx asks only when it reads its configuration."""
+    host, _, port = link.rpartition(":")
+    try:
+        return frozenset(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except OSError:
+        return frozenset()
 
 
 def check_keys(keys: Path, *names: str) -> None:

@@ -14,9 +14,9 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from hospital_client.app import Place
 from hospital_client.launch import reason
-from server import exchange
+from server import exchange, front
 from server.federation_settings import FederationSettings
-from server.front import FrontPlace, front_configuration
+from server.front import FrontPlace, front_configuration, launch_front
 from server.run_config import RUN_CONFIG
 from shared_model.supervision import Kept, ended_together
 from sim.cli import run as tempt
@@ -41,6 +41,28 @@ def test_the_front_passes_the_fleet_alone_and_verifies_the_superlink(tmp_path: P
     assert text.count("proxy_pass") == 1 and "proxy_pass https://127.0.0.1:9999;" in text
     assert text.index("location /v1/fleet/ {") < text.index("proxy_pass") < text.index("location / { return 403; }")
     assert "proxy_ssl_verify on;" in text and f'"{tmp_path}/the keys/ca.pem"' in text
+
+
+def test_the_front_asks_anew_when_the_superlinks_name_stands_for_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = FrontPlace(tmp_path / "keys", tmp_path, tmp_path / "facts.json", "127.0.0.1", 8443, "server:9091")
+    waits = "trap 'echo asked anew' HUP; echo ready; while :; do sleep 0.05; done"
+    kept = Kept("front", ["sh", "-c", waits], os.environ, tmp_path / "log")
+    answers = iter([{"10.0.0.2"}, set()])  # a name server that knows nothing changes nothing
+    monkeypatch.setattr(FrontPlace, "process", lambda self: kept)
+    monkeypatch.setattr(front, "_ASK_SECONDS", 0.0)
+
+    def said(word: str) -> bool:
+        return kept.log.exists() and word in kept.log.read_text()
+
+    monkeypatch.setattr(
+        front, "_addresses", lambda link: next(answers, {"10.0.0.3"}) if said("ready") else {"10.0.0.2"}
+    )
+    deadline = time.monotonic() + 60
+    launch_front(place, lambda line: None, until=lambda: said("asked") or time.monotonic() > deadline)
+    assert kept.log.read_text().split("\n")[:-1] == ["ready", "asked anew"]
+    assert kept.starts == 1
 
 
 @pytest.mark.parametrize(
