@@ -194,13 +194,9 @@ class _Rounds:
                 for name, array in answer.control.items():
                     # SCAFFOLD: c moves by the hospitals' share of all records
                     control[name] += array.astype(np.float64) * (expected.train / self._records)
-        enough = scored >= federation.quorum * self._validation
-        row = self._close_row(score / scored if scored and enough else None)
-        if self._ended or not asked:
-            self._ended = True
-            return row
         for hospital, reason in why_not.items():
             plan.told.say(f"round {number}: hospital {hospital} is left out: {reason}")
+        why_below = None
         if len(taken) < federation.quorum * len(asked):
             hospital, why_this = next((h, why) for h, why in why_not.items() if h in asked)
             why_below = TooFewHospitals(
@@ -209,10 +205,16 @@ class _Rounds:
             )
             self._aggregation.forget()
             needed = math.ceil(federation.quorum * len(asked) - 1e-9)
-            if federation.timeout is None or len(taken) + len(missing.intersection(asked)) < needed:
-                raise why_below
-            self._below = why_below, needed
+            if federation.timeout is not None and len(taken) + len(missing.intersection(asked)) >= needed:
+                self._below = why_below, needed
+                return None  # the last round is scored anew, too
+        enough = scored >= federation.quorum * self._validation
+        row = self._close_row(score / scored if scored and enough else None)
+        if self._ended or not asked:
+            self._ended = True
             return row
+        if why_below is not None:
+            raise why_below
         self._wait_until = None
         self._move(number, taken, control)
         self.progress.step += federation.local_epochs * -(-weight // plan.settings.pretraining.batch_size)

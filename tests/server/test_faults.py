@@ -62,7 +62,9 @@ def federate(
     )
     files = FitFiles.of(run, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(exchange, "time", Clock())
+        clock = Clock()
+        patched.setattr(exchange, "time", clock)
+        patched.setattr(rounds, "time", clock)
         hospitals, _ = exchange.greet(grid, plan)
         initial = initial_tensors(SETTINGS, DATASET, 42)
         result = rounds.pretrain(grid, plan, hospitals, initial, files, lambda row: None)
@@ -202,6 +204,32 @@ def test_below_the_quorum_the_round_fails_by_name(data: Path, tmp_path: Path) ->
         TooFewHospitals, match=r"round 2: .* 3 of 4 .* quorum is 0.9; hospital 8: the update: tensor .*NaN"
     ):
         federate(data, tmp_path, FAULTS["NaN"][0], quorum=0.9)
+
+
+def test_below_the_quorum_it_waits_and_the_round_is_done_again(
+    data: Path, tmp_path: Path, sound: dict[str, np.ndarray]
+) -> None:
+    lost: list[Message] = []
+
+    def once(reply: Message) -> Message | None:
+        lost.append(reply)
+        return reply if len(lost) > 1 else None
+
+    result, tensors, _ = federate(data, tmp_path, once, quorum=1.0, timeout=60.0)
+    assert result["hospitals"][str(BAD)] | {"taken": [1, 2, 3], "missed": 1} == result["hospitals"][str(BAD)]
+    assert [row["epoch"] for row in result["history"]] == [1, 2, 3]
+    assert [name for name in tensors if not np.array_equal(tensors[name], sound[name])] == []
+
+
+def test_waiting_for_a_hospital_that_never_answers_ends(data: Path, tmp_path: Path) -> None:
+    tries: list[Message] = []
+
+    def never(reply: Message) -> None:
+        tries.append(reply)
+
+    with pytest.raises(TooFewHospitals, match=r"round 2: .* 3 of 4 .* hospital 8: no reply"):
+        federate(data, tmp_path, never, quorum=1.0, timeout=60.0)
+    assert 1 < len(tries) < 10
 
 
 def test_a_hospital_whose_tuning_fails_is_named(data: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_front_asks_anew_when_the_superlinks_name_stands_for_another_address
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = FrontPlace(tmp_path / "keys", tmp_path, tmp_path / "facts.json", "127.0.0.1", 8443, "server:9091")
+    place.configure()
     waits = "trap 'echo asked anew' HUP; echo ready; while :; do sleep 0.05; done"
     kept = Kept("front", ["sh", "-c", waits], os.environ, tmp_path / "log")
     answers = iter([{"10.0.0.2"}, set()])  # a name server that knows nothing changes nothing
