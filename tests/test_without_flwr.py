@@ -17,6 +17,7 @@ FEDERATED = {
     "server.strategy",
     "server.tuning",
     "server.validation",
+    "server.vocabulary_agreement",
     "sim.bench_federation",
     "sim.code_recovery",
     "sim.engines",

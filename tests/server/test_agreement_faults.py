@@ -167,6 +167,14 @@ def test_what_remains_that_is_wrong_is_left_out_by_name(raw: RawConsortium, soun
     assert set(found.vocabulary.diagnoses) < set(sound.vocabulary.diagnoses), "its own are of no kept hospital"
 
 
+def test_codes_of_a_hospital_with_too_few_records_do_not_count_even_if_it_tells_them(
+    raw: RawConsortium, sound: Agreement
+) -> None:
+    found = tampered(raw, "remaining", _number("records", 0))
+    assert found.left_out == {f"hospital {BAD}": "0 records, expected at least 1"}
+    assert set(found.vocabulary.diagnoses) < set(sound.vocabulary.diagnoses)
+
+
 def test_a_hospital_that_says_that_it_is_another_is_not_believed(raw: RawConsortium, without: Agreement) -> None:
     class Named(Listening):
         def get_nodes(self) -> list[NodeInfo]:

@@ -173,6 +173,18 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
             }
 
 
+def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs(tmp_path: Path) -> None:
+    raw = RawConsortium(tmp_path, make_tables(1))
+    grid = Listening(raw.places())
+    records = agreed(raw.places()).records
+    rules = AgreementRules(minimum_count=1, **LOOSE | {"min_records": min(records.values()) + 1})
+    agree(grid, rules, timeout=None, expected=3, least=1)
+    for hospital, reply in grid.of("vocabulary_remaining").items():
+        arrays = reply.content.array_records["arrays"]
+        held = [arrays[modality].numpy().any() for modality in ("diagnoses", "procedures", "medications")]
+        assert held == [records[hospital] >= rules.min_records] * 3
+
+
 def _cut_by_hand(own: dict[int, Tables], minimum: int) -> dict[str, list[Any]]:
     total: dict[str, Counter[Any]] = {table: Counter() for table in ("diagnosis", "treatment", "medication")}
     for tables in own.values():
