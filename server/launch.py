@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,24 +91,26 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
     network.publish(vocabulary)
     given = {"out": str(place.run.absolute()), "status-file": str(status.absolute())}
     app = _app_folder(place.own / "app", RUN_CONFIG | dict(run_config) | given)
-    kept = _processes(place, control)
-    front = _front(place, control)
-    if front is not None:
-        kept.append(front.process())
+    inner, front = _processes(place, control), _front(place, control)
+    outer = [front.process()] if front is not None else []
+    kept = [*inner, *outer]
     with ended_together(kept):
-        say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {kept[0].log}")
-        _until(control.answers, kept, "the SuperLink answers")
+        say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {inner[0].log}")
+        _until(control.answers, inner, "the SuperLink answers")
         if place.keys is not None:
             for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
                 network.register(public, int(public.parent.name))
             network.publish(vocabulary)
+        if front is not None:  # only now, so that it knows every key from the first
+            front.configure()
+            _until(lambda: _listens(place), kept, "the front listens")
         say(f"hospitals reach the server at {place.host}:{place.port}; waiting for {run_config['hospitals']}")
 
         def keep() -> None:
             for process in kept:
                 process.keep()
             if front is not None:
-                front.renew(kept[-1])
+                front.renew(outer[0])
 
         for attempt in range(_LOST_RUNS):
             status.unlink(missing_ok=True)
@@ -173,16 +176,28 @@ clientapp = "{CLIENT_APP}"
     return folder
 
 
+def _listens(place: ServerPlace) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1" if place.host == "0.0.0.0" else place.host, place.port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def _until(condition: Callable[[], bool], kept: Sequence[Kept], what: str) -> None:
     until = time.monotonic() + _READY_SECONDS
+    for process in kept:
+        process.keep()
     while not condition():
         for process in kept:
             process.keep()
+            if process.starts > _LOST_RUNS:
+                raise TemptError(
+                    f"{process.log}: {process.name} ended {_LOST_RUNS} times at its start; the log says why"
+                )
         if time.monotonic() > until:
-            raise TemptError(f"waited {_READY_SECONDS:g} s until {what}; {kept[0].log} says why")
+            raise TemptError(f"waited {_READY_SECONDS:g} s until {what}; {kept[-1].log} says why")
         time.sleep(0.2)
-    for process in kept:
-        process.keep()
 
 
 def _watch(control: Control, run: str, keep: Callable[[], None], status: Path, say: Say) -> str:
