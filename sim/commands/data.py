@@ -61,8 +61,10 @@ def prepare(
     print("\n".join(report_lines(report)))
     left_out = hospitals_left_out(report)
     if left_out:
+        have, it = ("hospitals have", "them") if left_out > 1 else ("hospital has", "it")
+        were = "were" if left_out > 1 else "was"
         print(
-            f"note: {left_out} hospitals have fewer than {chosen.min_records} records and were left out; "
-            "--min-records keeps them",
+            f"note: {left_out} {have} fewer than {chosen.min_records} records and {were} left out; "
+            f"a smaller --min-records keeps {it}",
             file=sys.stderr,
         )

@@ -78,7 +78,7 @@ def test_a_network_gives_the_simulations_results_and_closes_its_doors(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "The server runs."
     assert [line.split()[:3] for line in lines[2:5]] == [
-        ["3", "online", "30"], ["8", "online", "23"], ["21", "registered", "-"],
+        ["3", "online", "34"], ["8", "online", "23"], ["21", "registered", "-"],
     ], lines  # fmt: skip
 
     network.wait(lambda: not network.running(), "the end")

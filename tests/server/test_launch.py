@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,12 +14,13 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
 from hospital_client.app import Place
-from hospital_client.launch import reason
+from hospital_client.launch import _Ledger, reason
 from server import exchange, front
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
 from server.run_config import RUN_CONFIG
-from shared_model.supervision import Kept, ended_together
+from shared_model.errors import TemptError
+from shared_model.supervision import Kept, ended_together, flower_environment
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
 from tests.hospital_client.raw_tables import write_tables
@@ -175,3 +177,28 @@ def test_raw_tables_that_hold_other_hospitals_are_refused_at_once(
     assert tempt([*HOSPITAL, "--raw", str(raw)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{raw}/patient.csv: holds stays of hospital 11, 12, expected hospital 3's own alone" in line
+
+
+def test_what_leaves_a_hospital_is_told_line_by_line(tmp_path: Path) -> None:
+    ledger = tmp_path / "8.jsonl"
+    ledger.write_text(json.dumps({"kind": "hello", "round": 0, "arrays": {}, "bytes": 0}) + "\n")
+    left = _Ledger(ledger)
+    assert left.new_lines() == [], "what left before is not told again"
+    entry = json.dumps({"kind": "pretrain", "round": 3, "arrays": {"a": ["float32", [2]]}, "bytes": 11_700_000})
+    with ledger.open("a") as file:
+        file.write(entry[:20])
+        file.flush()
+        assert left.new_lines() == [], "half a line"
+        file.write(entry[20:] + "\n")
+    assert left.new_lines() == ["answered round 3: 1 arrays, 11.7 MB"]
+    assert left.new_lines() == []
+
+
+def test_flower_in_a_path_with_a_blank_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Found:
+        origin = "/an environment/flwr/__init__.py"
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: Found())
+    with pytest.raises(TemptError, match="can't be run from a path with a blank"):
+        flower_environment(tmp_path / "home")
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -65,6 +66,18 @@ def test_command_without_arguments_prints_help_with_status_2() -> None:
     done = call()
     assert done.returncode == 2
     assert "Usage: tempt" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_version_is_printed(capsys: Capture) -> None:
+    assert tempt(["--version"]) == 0
+    assert capsys.readouterr().out == f"tempt {importlib.metadata.version('tempt')}\n"
+
+
+def test_command_to_go_on_with_is_given_as_it_is_typed() -> None:
+    from sim.cli import _kept
+
+    typed = ["simulate", "local", "--out", "a run", "--force"]
+    assert _kept(typed) == "; what is finished is kept, go on with: tempt simulate local --out 'a run' --resume"
 
 
 def test_help_into_a_closed_pipe_says_nothing() -> None:

@@ -139,3 +139,14 @@ def test_prepare_and_simulate_go_from_raw_tables_to_the_table(tmp_path: Path, ca
 def _one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
+
+
+def test_prepare_says_how_many_hospitals_it_left_out(tmp_path: Path, capsys: Capture) -> None:
+    raw = write_raw(tmp_path / "raw")
+    rows = [row if row[0] != "2" else ["2", "7", "p2"] for row in ROWS["patient"]]
+    (raw / "patient.csv").write_text(text_of("patient", rows))
+    assert tempt(["prepare", str(raw), str(tmp_path / "all"), "--min-records", "1"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert tempt(["prepare", str(raw), str(tmp_path / "some"), "--min-records", "5"]) == 0
+    note = "note: 1 hospital has fewer than 5 records and was left out; a smaller --min-records keeps it\n"
+    assert capsys.readouterr().err.endswith(note)
