@@ -5,6 +5,7 @@ Each federation here takes a minute or two, as every message starts a process.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import ssl

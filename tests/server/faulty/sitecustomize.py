@@ -5,12 +5,10 @@ Flower's ClientApp process is caught when it hands a reply over, after all that 
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
 from typing import Any
 
-TARGET = "flwr.supernode.runtime.run_clientapp"
+from tests.server.after_import import AfterImport
+
 EMBEDDING = "encoder.embedding"
 
 
@@ -42,27 +40,15 @@ def tamper(reply: Any) -> None:
     reply.content["arrays"] = record
 
 
-class _Hook(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != TARGET:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
-        execute = spec.loader.exec_module
+def change(module: Any) -> None:
+    """Flower's module hands over what was tampered with."""
+    push = module.push_message
 
-        def executed(module: Any) -> None:
-            execute(module)
-            push = module.push_message
+    def tampered(client: Any, message: Any, context: Any) -> None:
+        tamper(message)
+        push(client, message, context)
 
-            def tampered(client: Any, message: Any, context: Any) -> None:
-                tamper(message)
-                push(client, message, context)
-
-            module.push_message = tampered
-
-        spec.loader.exec_module = executed  # type: ignore[method-assign]
-        return spec
+    module.push_message = tampered
 
 
-sys.meta_path.insert(0, _Hook())
+AfterImport("flwr.supernode.runtime.run_clientapp", change)

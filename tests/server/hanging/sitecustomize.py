@@ -1,0 +1,23 @@
+"""A hospital whose training hangs in round 2 without an end: first on the path of its processes, in a test."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.server.after_import import AfterImport
+
+
+def change(module: Any) -> None:
+    """Training of the second epoch sleeps; Flower's heartbeats go on, so only a watchdog ends it."""
+    train = module.LocalPretraining.train
+
+    def hangs(self: Any, shared: Any, work: Any, **options: Any) -> Any:
+        if work.first_epoch == 2:
+            time.sleep(10**6)
+        return train(self, shared, work, **options)
+
+    module.LocalPretraining.train = hangs
+
+
+AfterImport("hospital_client.local_pretraining", change)
