@@ -50,8 +50,10 @@ def test_the_front_asks_anew_when_the_superlinks_name_stands_for_another_address
 ) -> None:
     place = FrontPlace(tmp_path / "keys", tmp_path, tmp_path / "facts.json", "127.0.0.1", 8443, "server:9091")
     place.configure()
-    waits = "trap 'echo asked anew' HUP; echo ready; while :; do sleep 0.05; done"
-    kept = Kept("front", ["sh", "-c", waits], os.environ, tmp_path / "log")
+    # no shell's trap: under nohup it would ignore what it is to wait for
+    waits = "import signal, time; signal.signal(signal.SIGHUP, lambda *_: print('asked anew', flush=True))\n"
+    waits += "print('ready', flush=True)\nwhile True: time.sleep(0.05)"
+    kept = Kept("front", [sys.executable, "-S", "-c", waits], os.environ, tmp_path / "log")
     answers = iter([{"10.0.0.2"}, set()])  # a name server that knows nothing changes nothing
     monkeypatch.setattr(FrontPlace, "process", lambda self: kept)
     monkeypatch.setattr(front, "_ASK_SECONDS", 0.0)

@@ -178,7 +178,7 @@ def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs
     grid = Listening(raw.places())
     records = agreed(raw.places()).records
     rules = AgreementRules(minimum_count=1, **LOOSE | {"min_records": min(records.values()) + 1})
-    agree(grid, rules, timeout=None, expected=3, least=1)
+    agree(grid, rules, Told(), timeout=None, expected=3, least=1)
     for hospital, reply in grid.of("vocabulary_remaining").items():
         arrays = reply.content.array_records["arrays"]
         held = [arrays[modality].numpy().any() for modality in ("diagnoses", "procedures", "medications")]
