@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Message
 
 from hospital_client.app import Place
-from server import exchange
+from server import exchange, rounds
 from server.federation import Federation
 from server.federation_settings import FederationSettings
 from shared_model.files import read_json
@@ -158,16 +158,24 @@ class Dropping(InProcessGrid):
 
 
 def simulated(
-    data: Path, run: Path, hospitals: Sequence[int], *, epochs: int, dropped: Mapping[int, Sequence[int]]
+    data: Path,
+    run: Path,
+    hospitals: Sequence[int],
+    *,
+    epochs: int,
+    dropped: Mapping[int, Sequence[int]],
+    quorum: float = 0.5,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """The same federation in this process without these rounds' replies: test metrics by hospital, and rounds."""
     grid = Dropping({h: Place(data, h, run) for h in hospitals}, dropped)
     settings, vocabulary = consortium.settings(pretraining__epochs=str(epochs)), consortium.VOCABULARY
-    federation = FederationSettings(timeout=3600.0)
+    federation = FederationSettings(timeout=3600.0, quorum=quorum)
     whole = Federation(run, vocabulary, settings, federation, ("tempt",), False, len(hospitals), 1)
     rows: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(exchange, "time", Clock())
+        clock = Clock()
+        patched.setattr(exchange, "time", clock)
+        patched.setattr(rounds, "time", clock)
         results, _ = whole.seed(grid, 42, on_round=lambda fit, row: rows.append(row), on_done=lambda label: None)
     found = {str(fit.hospital): r["hospitals"][str(fit.hospital)] for fit, r in results.items() if fit.hospital}
     return found, rows
