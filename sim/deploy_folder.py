@@ -15,6 +15,7 @@ The folder itself is readable by its owner alone; what is in it, by the containe
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -81,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status
     named = {"TEMPT_DEPLOY": str(given.folder.absolute())} if given.folder != Path("deploy") else {}
     named |= {f"HOSPITAL_{n}": str(h) for n, h in enumerate(hospitals, 1)} if tuple(hospitals) != HOSPITALS else {}
-    print(f"Wrote {given.folder} for hospitals {given.hospitals}. docker-compose.yml mounts it", end="")
-    print(f" if the environment says {' '.join(f'{k}={v}' for k, v in named.items())}." if named else ".")
+    words = [f"{name}={shlex.quote(value)}" for name, value in named.items()]
+    print(f"Wrote {given.folder} for hospitals {given.hospitals}. Next:\n")
+    print("\n".join([*(f"    export {word}" for word in words), "    docker compose up --build --detach"]))
     return 0
 
 

@@ -17,7 +17,12 @@ from tests.sim.consortium import ROOT
 def test_each_hospital_gets_its_own_records_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
     assert main([str(tmp_path / "deploy"), "--data", str(data), "--hospitals", "3,8,21"]) == 0
-    assert f"TEMPT_DEPLOY={tmp_path}/deploy HOSPITAL_1=3 HOSPITAL_2=8 HOSPITAL_3=21" in capsys.readouterr().out
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert told[2:] == [
+        f"export TEMPT_DEPLOY={tmp_path}/deploy",
+        *("export HOSPITAL_1=3", "export HOSPITAL_2=8", "export HOSPITAL_3=21"),
+        "docker compose up --build --detach",
+    ]
     for hospital in (3, 8, 21):
         own = tmp_path / "deploy" / "partitions" / str(hospital)
         assert [path.name for path in (own / "hospitals").iterdir()] == [str(hospital)]
