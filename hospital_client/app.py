@@ -32,7 +32,7 @@ from hospital_client.preparation import prepare_agreed
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.watchdog import time_limit
 from shared_model.batching import TokenRows
-from shared_model.errors import HOSPITALS_ERROR, TemptError
+from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system
 from shared_model.fitting import stamp_of
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
@@ -122,8 +122,8 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                     reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:
-                if simulated and isinstance(error, TemptError):
-                    raise
+                if simulated and (mistake := _mistake(error)):
+                    raise mistake from error
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
                 log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
@@ -137,6 +137,11 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     app.train("pretrain")(answer("pretrain", _pretrain))
     app.train("tune")(answer("tune", _tune))
     return app
+
+
+def _mistake(error: Exception) -> TemptError | None:
+    """What whoever runs the machine can mend, if the error is of that kind."""
+    return error if isinstance(error, TemptError) else of_the_system(error) if isinstance(error, OSError) else None
 
 
 def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:

@@ -5,8 +5,10 @@ A reply is checked before it is handed over: a name, type or shape that its kind
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,5 +131,23 @@ def record(
     if codes:
         line["codes"] = {name: [len(codes[name]), len(lists[name])] for name in lists}  # how many, and their bytes
     private_directory(ledger.parent)
-    with ledger.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    _append(ledger, json.dumps(line).encode() + b"\n")
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line, in the place of half a one that a killed process has left; all of it or, on a full disk, nothing."""
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)
+        try:
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(path)) from None

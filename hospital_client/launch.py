@@ -155,10 +155,10 @@ class _Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read = path.stat().st_size if path.exists() else 0
+        self._read = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0  # half a line is written anew
 
     def new_lines(self) -> list[str]:
-        if not self._path.exists() or self._path.stat().st_size == self._read:
+        if not self._path.exists() or self._path.stat().st_size <= self._read:
             return []
         with self._path.open("rb") as file:
             file.seek(self._read)

@@ -144,6 +144,16 @@ def test_every_reply_stands_in_its_hospitals_ledger(heard: tuple[list[Message], 
         assert [line["bytes"] > 0 for line in lines] == [round in (1, 2) for _, round in expected]
 
 
+def test_half_a_line_that_a_killed_process_left_is_written_anew(tmp_path: Path) -> None:
+    ledger = tmp_path / "egress" / "8.jsonl"
+    for number in (1, 2, 3):
+        egress.record(ledger, "hello", number, {}, {"hospital": 8}, {})
+        if number == 2:
+            whole = ledger.read_bytes()
+            ledger.write_bytes(whole[:-5])
+    assert [json.loads(line)["round"] for line in ledger.read_text().splitlines()] == [1, 3]
+
+
 GOOD = {"encoder.embedding": np.zeros((3, 2), np.float32)}
 MAY = {"encoder.embedding": (3, 2)}
 
