@@ -255,7 +255,7 @@ def _tune(content: RecordDict, place: Place) -> Reply:
         save_scores=bool(config["save-scores"]),
     )
     if place.alone:
-        local_tuning.describe(place.folder, partition, settings, seed, results)
+        local_tuning.describe(place.folder, partition, settings, seed, list(results))
     return Reply({"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}, {}, {}, {})
 
 

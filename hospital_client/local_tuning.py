@@ -18,12 +18,13 @@ from torch import Tensor
 from hospital_client.partition import Partition
 from shared_model import checkpoint
 from shared_model.adaptation import adaptation
-from shared_model.files import private_directory, write_json
+from shared_model.files import private_directory, read_json, write_json
 from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context
 from shared_model.records import records_digest
 from shared_model.results import FitName, write_results
+from shared_model.run_directory import CONFIG
 from shared_model.settings import Settings
 from shared_model.vocabulary import write_vocabulary
 
@@ -84,23 +85,30 @@ def tune(
     return results
 
 
-def describe(
-    folder: Path, partition: Partition, settings: Settings, seed: int, results: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Write what a run directory says of itself, so that `tempt recommend` answers from the hospital's folder alone."""
-    about = {
+def describe(folder: Path, partition: Partition, settings: Settings, seed: int, models: Sequence[str]) -> None:
+    """Write what a run directory says of itself, so that `tempt recommend` answers from the hospital's folder alone.
+
+    It names this seed, and those of earlier calls whose models stand on the same settings and vocabulary.
+    """
+    about: dict[str, Any] = {
         "format": 1,
         "mode": "federated",
         "settings": settings.model_dump(mode="json"),
-        "models": list(results),
-        "seeds": [seed],
+        "models": list(models),
         "hospitals": [partition.hospital],
+        "vocabulary": partition.vocabulary.digest,
     }
+    before = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    seeds = {seed} | (set(before["seeds"]) if all(before.get(name) == about[name] for name in about) else set())
+    done = {}
+    for fit in (FitName(model, seed, partition.hospital) for seed in sorted(seeds) for model in models):
+        if (result := FitFiles.of(folder, fit.seed, fit.model, fit.hospital).read()) is not None:
+            done[fit] = result
+    whole = [seed for seed in sorted(seeds) if sum(fit.seed == seed for fit in done) == len(models)]
     write_vocabulary(folder / "vocabulary.json", partition.vocabulary)
-    write_json(folder / "config.json", about)
-    done = {FitName(model, seed, partition.hospital): result for model, result in results.items()}
+    write_json(folder / CONFIG, about | {"seeds": whole})
     head = {"mode": "federated", "dataset": {"vocabulary": partition.vocabulary.digest, "hospitals": 1}}
-    write_results(folder, head, done, list(results), [seed])
+    write_results(folder, head, done, models, whole)
 
 
 def _holds(path: Path, shared: Mapping[str, Tensor]) -> bool:
