@@ -185,8 +185,9 @@ def resolve(preset: str, assignments: Mapping[str, str]) -> Settings:
 
 
 def _no_such_field(name: str, value: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return f"--set {name}={value}: no such field; did you mean '{near}'?"
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    return f"--set {name}={value}: no such field; {hint}"
 
 
 def _fields() -> Iterator[tuple[str, Annotated[Any, "pydantic FieldInfo"]]]:

@@ -71,9 +71,16 @@ def test_resolve_of_an_unknown_field_names_the_nearest(field: str, nearest: str)
     assert mistake({field: "1"}) == f"--set {field}=1: no such field; did you mean '{nearest}'?"
 
 
-@pytest.mark.parametrize("field", ["epochs", "encoder", "", "encoder.", "a.b.c"])
+@pytest.mark.parametrize("field", ["epochs", "encoder", "encoder."])
 def test_resolve_of_a_field_that_is_no_stage_and_name_is_one_line(field: str) -> None:
     assert mistake({field: "1"}).startswith(f"--set {field}=1: no such field; did you mean '")
+
+
+@pytest.mark.parametrize("field", ["", "a.b.c", "foo"])
+def test_resolve_of_a_field_that_is_like_none_lists_all(field: str) -> None:
+    found = mistake({field: "1"})
+    assert found.startswith(f"--set {field}=1: no such field; known: encoder.c, ")
+    assert "tuning.prompts_per_modality" in found and "\n" not in found
 
 
 def test_resolve_of_an_unknown_preset_lists_the_known_and_names_the_nearest() -> None:
