@@ -224,31 +224,6 @@ def test_resumed_when_done_works_nothing_again(data: Path, federated: Path, tmp_
     assert_same(without_ledger(fingerprint(out)), without_ledger(fingerprint(federated)))
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_results(data: Path, federated: Path, tmp_path: Path) -> None:
-    done = consortium.call(*arguments("federated", data, tmp_path / "ray", "--save-scores", "--engine", "ray"))
-    assert done.returncode == 0, done.stderr
-    assert apart(federated, tmp_path / "ray") < 1e-6
-    found, expected = (read_json(run / "results.json")["models"] for run in (tmp_path / "ray", federated))
-    for model in expected:
-        for metric, summary in expected[model]["summary"].items():
-            assert found[model]["summary"][metric]["mean"] == pytest.approx(summary["mean"], abs=1e-6)
-    assert "WARNING" not in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
-@pytest.mark.slow
-def test_a_mistake_in_a_ray_federation_is_one_line(data: Path, tmp_path: Path) -> None:
-    """Every hospital diverges: the quorum is missed, which has an exit status of its own."""
-    more = ["--engine", "ray"]
-    sets = assigned({"pretraining.temperature": "1e-300"})
-    options = ["simulate", "federated", "--data", str(data), "--out", str(tmp_path / "run"), *sets, *more]
-    done = consortium.call(*options)
-    assert done.returncode == 3, done.stderr
-    *_, last = done.stderr.splitlines()
-    assert last.startswith("error: round 1: the updates of 0 of 4 hospitals"), done.stderr
-    assert "Traceback" not in done.stderr.replace("hospital could not answer", "")
-
-
 # ------------------------------------------------------------------------------------------------ strategies
 
 
