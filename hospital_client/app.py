@@ -286,13 +286,27 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> Reco
     return RecordDict(records)
 
 
-def _arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    return {name: array.numpy() for name, array in record.items()}
+class _Read:
+    """The record that was read last: in a simulation all hospitals of a round get the same one, which is read once."""
+
+    record: ArrayRecord | None = None
+    arrays: Mapping[str, NDArray[Any]] = {}
+
+
+def _arrays(record: ArrayRecord) -> Mapping[str, NDArray[Any]]:
+    """A record's arrays, to be read and not to be written into."""
+    if _Read.record is not record:
+        _Read.arrays = {name: array.numpy() for name, array in record.items()}
+        _Read.record = record
+    return _Read.arrays
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]], place: Place) -> dict[str, Tensor]:
     device = torch.device(place.device)
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+    return {
+        name: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+        for name, array in arrays.items()
+    }
 
 
 def _transport(config: ConfigRecord) -> Transport:

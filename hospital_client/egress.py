@@ -115,7 +115,8 @@ def record(
     codes = {} if codes is None else codes
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     lists = {name: "\0".join(codes[name]).encode() for name in sorted(codes)}
     for name, content in lists.items():
         digest.update(name.encode() + content)

@@ -63,7 +63,9 @@ def launch(
     ] = None,
     host: Annotated[str, typer.Option(help="The address that hospitals reach.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8443,
-    models: Annotated[str, typer.Option(help="What hospitals tune, such as finetune,tempt; a wrong name lists all.")] = "tempt",
+    models: Annotated[
+        str, typer.Option(help="What hospitals tune, such as finetune,tempt; a wrong name lists all.")
+    ] = "tempt",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "42",
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting.")] = None,
     strategy: Annotated[str, typer.Option(help="How updates are averaged.")] = "fedavg",

@@ -89,6 +89,7 @@ class Aggregation:
         self.name = name
         self._strategy: Any = _class(name)(weighted_by_key=_WEIGHT, **strategy_options(name, options))
         self._sums: dict[str, NDArray[np.float64]] = {}
+        self._memory: dict[tuple[int, ...], NDArray[np.float64]] = {}
         self._weight = 0
         self._all: list[tuple[Arrays, int]] = []
 
@@ -116,8 +117,17 @@ class Aggregation:
             return
         self._weight += records
         for name, array in update.items():
-            weighted = array.astype(np.float64) * records
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            weighted = np.multiply(array, records, out=self._scratch(array.shape), dtype=np.float64)
+            if name in self._sums:
+                self._sums[name] += weighted
+            else:
+                self._sums[name] = weighted.copy()
+
+    def _scratch(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Memory for an array of this shape, the same at each call: new pages cost more than the sums."""
+        if shape not in self._memory:
+            self._memory[shape] = np.empty(shape)
+        return self._memory[shape]
 
     def finish(self, number: int, current: Arrays) -> Arrays:
         """The next shared tensors, from the updates taken since the last call and the current ones."""

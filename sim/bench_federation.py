@@ -86,10 +86,17 @@ def make_partitions(directory: Path, pool: RecordSet, hospitals: int, records: i
 def plain_loop(data: Path, hospitals: Sequence[int], initial: Arrays) -> tuple[float, Arrays]:
     """Seconds of the local training alone, and the tensors that its weighted means end in."""
     network = PretrainingNetwork(SETTINGS.encoder, ROWS, torch.Generator().manual_seed(0))
-    locals_ = [LocalPretraining(read_partition(data, h), network, SETTINGS.pretraining, SEED) for h in hospitals]
     current = {name: torch.from_numpy(array) for name, array in initial.items()}
-    locals_[0].train(current, LocalWork(1, 1, hospitals[0]))  # what the first step of a process costs is nobody's
-    seconds = 0.0
+
+    def local_of(hospital: int) -> LocalPretraining:
+        return LocalPretraining(read_partition(data, hospital), network, SETTINGS.pretraining, SEED)
+
+    local_of(hospitals[0]).train(
+        current, LocalWork(1, 1, hospitals[0])
+    )  # what a process's first step costs is nobody's
+    began = time.perf_counter()
+    locals_ = [local_of(hospital) for hospital in hospitals]
+    seconds = time.perf_counter() - began
     for number in range(1, _ROUNDS + 2):
         total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in current.items()}
         weight = 0

@@ -35,11 +35,16 @@ Data = Annotated[
     typer.Option(help="A raw eICU directory or a dataset directory.", show_default="a small synthetic consortium"),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/ and the mode")]
-Models = Annotated[str, typer.Option(help="Rows of the table, such as single-train,tempt; a wrong name lists all.", show_default="all")]
+Models = Annotated[
+    str, typer.Option(help="Rows of the table, such as single-train,tempt; a wrong name lists all.", show_default="all")
+]
 Preset = Annotated[str, typer.Option(help="Settings to start from: paper or released.")]
 Seeds = Annotated[str, typer.Option(help="Seeds of split and training; the paper has 42,43,44,45,46.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting, such as tuning.epochs=5; a wrong field lists all.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="FIELD=VALUE of a setting, such as tuning.epochs=5; a wrong field lists all."),
+]
 Hospitals = Annotated[str, typer.Option(help="Only these hospitals, with commas.", show_default="all")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")]
 SaveScores = Annotated[bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")]

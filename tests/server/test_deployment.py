@@ -103,9 +103,9 @@ def test_a_network_gives_the_simulations_results_and_closes_its_doors(
     assert time.monotonic() - began < 25, "ten seconds are promised, on idle cores"
 
 
-def test_killed_server_processes_cost_no_result(network: Network, tmp_path: Path) -> None:
-    """kill -9 of the ServerApp, of the SuperExec and of the SuperLink, each in another round."""
-    network.server(len(HOSPITALS))
+def test_killed_server_processes_and_an_ended_server_cost_no_result(network: Network, tmp_path: Path) -> None:
+    """kill -9 of the ServerApp, of the SuperExec and of the SuperLink, then SIGTERM and the same command again."""
+    network.server(len(HOSPITALS), epochs=5)
     for hospital in HOSPITALS:
         network.hospital(hospital)
     killed = [("flwr-serverapp",), ("flower-superexec", "superexec.secret"), ("flower-superlink",)]
@@ -113,9 +113,18 @@ def test_killed_server_processes_cost_no_result(network: Network, tmp_path: Path
         network.wait(lambda number=number: network.told(f"round {number}: loss"), "a round")  # type: ignore[misc]
         if network.running():
             network.kill(*words)
+    network.wait(lambda: network.told("round 4: loss"), "the last round but one")
+    if network.running():
+        began = time.monotonic()
+        network.processes["server"].send_signal(signal.SIGTERM)
+        assert network.processes["server"].wait(30) == 143, network.said("server")
+        assert time.monotonic() - began < 25, "ten seconds are promised, on idle cores"
+        assert "the same command goes on" in network.said("server")
+        assert network.pids("flower-super", "the run") == [] and network.pids("nginx", "the run") == []
+        network.server(len(HOSPITALS), epochs=5)
     network.wait(lambda: not network.running(), "the end")
     assert network.processes["server"].returncode == 0, network.said("server")
-    assert_same(network, simulated(network.data, tmp_path / "run", HOSPITALS, epochs=3, dropped={}))
+    assert_same(network, simulated(network.data, tmp_path / "run", HOSPITALS, epochs=5, dropped={}))
 
 
 def test_without_tls_on_the_loopback_it_runs_too_and_a_killed_launch_leaves_no_process(
