@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -36,6 +37,21 @@ def check_engine(engine: str, ray_address: str | None) -> None:
             import ray  # noqa: F401
         except ImportError:
             raise TemptError("--engine ray: Ray is not installed; pip install 'tempt[ray]'") from None
+    if ray_address is not None:
+        _check_address(ray_address)
+
+
+def _check_address(address: str) -> None:
+    """Refuse a cluster where nobody answers: Ray itself tries for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or a name that Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise TemptError(
+            f"--ray-address {address}: nobody answers there ({error}); start a cluster (ray start --head) or name another"
+        ) from None
 
 
 def play(engine: str, places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:

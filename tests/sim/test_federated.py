@@ -335,6 +335,7 @@ def test_rows_of_other_runs_stand_beside(
         (["--local-optimizer", "lose"], ["--local-optimizer=lose", "reset"]),
         (["--engine", "raay"], ["unknown engine 'raay'"]),
         (["--ray-address", "auto"], ["--ray-address auto", "--engine ray"]),
+        (["--engine", "ray", "--ray-address", "127.0.0.1:9"], ["--ray-address 127.0.0.1:9", "nobody answers"]),
         (["--models", "full-train"], ["full-train", "simulate centralized"]),
         (["--beside", "nowhere"], ["nowhere"]),
     ],

@@ -90,15 +90,6 @@ def test_ray_cluster_that_is_there_gives_the_same_results(
     assert_same_results(tmp_path / "ray", federated)
 
 
-def test_ray_cluster_that_is_not_there_is_one_line(data: Path, tmp_path: Path) -> None:
-    more = ["--engine", "ray", "--ray-address", f"127.0.0.1:{free_port()}"]
-    done = consortium.call(*arguments("federated", data, tmp_path / "ray", *more))
-    assert done.returncode == 2, done.stderr
-    *_, last = done.stderr.splitlines()
-    assert last.startswith("error: --engine ray: "), done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-
-
 def test_a_mistake_in_a_ray_federation_is_one_line(data: Path, tmp_path: Path) -> None:
     """Every hospital diverges: the quorum is missed, which has an exit status of its own."""
     more = ["--engine", "ray"]
