@@ -22,6 +22,7 @@ from shared_model.supervision import flower_environment
 
 _NAME = "tempt"
 _SECONDS = 120.0
+_IN_USE = "Public key already in use"
 
 
 def program(name: str) -> str:
@@ -80,14 +81,16 @@ class Control:
         except OSError:
             return False
 
-    def register(self, public: Path, hospital: int) -> str:
-        """Bind a hospital's key to its name; Flower's number for it.
+    def register(self, public: Path, hospital: int) -> str | None:
+        """Bind a hospital's key to its name; Flower's number for it, None if Flower has the key already.
 
         Raises:
             TemptError: the SuperLink refuses the key.
         """
         done = self._flwr(["supernode", "register", str(public.absolute()), _NAME, "--name", f"hospital-{hospital}"])
         found = _json(done)
+        if _IN_USE in _text(done):
+            return None
         if done.returncode or "node-id" not in found:
             raise TemptError(f"{public}: could not be registered: {_text(done)}")
         return str(found["node-id"])
@@ -105,7 +108,8 @@ class Control:
     def nodes(self) -> dict[str, str]:
         """What Flower says of each registered node, by its number: registered, online or offline."""
         found = _json(self._flwr(["supernode", "list", _NAME]))
-        return {str(row["node-id"]): str(row["status"]) for row in found.get("nodes", [])}
+        states = {str(row["node-id"]): str(row["status"]) for row in found.get("nodes", [])}
+        return {node: state for node, state in states.items() if state not in ("unregistered", "deleted")}
 
     def submit(self, app: Path) -> str:
         """Begin a run of an app's folder; its number.
@@ -127,9 +131,12 @@ class Control:
 
     def _flwr(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         command = [program("flwr"), *arguments, "--format", "json"]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
+        try:
+            return subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, "", f"no answer within {_SECONDS:g} s")
 
 
 def _json(done: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from server.control import Control
 from server.told import STATUS
 from shared_model.errors import TemptError
-from shared_model.files import private_directory, read_json, write_json
+from shared_model.files import locked, private_directory, read_json, write_json
 from shared_model.node_keys import fingerprint, read_public
 from shared_model.shipped_code import code_digest
 
@@ -51,6 +51,11 @@ class Network:
         Raises:
             TemptError: the key is none, or another's, or the hospital has another one.
         """
+        taken = f"{self.own}: another command registers a key there; wait for its end and try again"
+        with locked(self.own / ".registering", taken):
+            return self._register(public, hospital, replace=replace)
+
+    def _register(self, public: Path, hospital: int, *, replace: bool) -> bool:
         mark, known = fingerprint(read_public(public)), self.registered()
         whose = next((int(other) for other, found in known.items() if found["key"] == mark), None)
         if whose == hospital:
@@ -60,9 +65,18 @@ class Network:
         older = known.get(str(hospital))
         if older is not None and not replace:
             raise TemptError(f"{public}: hospital {hospital} has another key; --replace takes that one out")
-        if older is not None:
+        if older is not None and older["node"] in self.control.nodes():
             self.control.unregister(older["node"])
         node = self.control.register(public, hospital)
+        if node is None:
+            # Flower took the key, and whoever asked for it was killed before it could write that down
+            strange = self.control.nodes().keys() - {found["node"] for found in known.values()}
+            if len(strange) != 1:
+                raise TemptError(
+                    f"{public}: Flower has this key, and {len(strange)} nodes that nobody here has written down; "
+                    f"delete {self.own} and begin anew"
+                )
+            (node,) = strange
         write_json(self.own / _REGISTERED, known | {str(hospital): {"node": node, "key": mark}})
         return True
 

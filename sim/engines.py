@@ -50,7 +50,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise TemptError(
-            f"--ray-address {address}: nobody answers there ({error}); start a cluster (ray start --head) or name another"
+            f"--ray-address {address}: nobody answers there ({error}); start a cluster with `ray start --head`"
         ) from None
 
 

@@ -23,19 +23,26 @@ class Switchboard(Control):
     """A SuperLink's control side that remembers what it was asked."""
 
     asked: list[tuple[str, str]]
+    has: dict[str, bytes]
 
-    def register(self, public: Path, hospital: int) -> str:
+    def register(self, public: Path, hospital: int) -> str | None:
+        if public.read_bytes() in self.has.values():
+            return None
         self.asked.append(("register", str(hospital)))
+        self.has[str(1000 + len(self.asked))] = public.read_bytes()
         return str(1000 + len(self.asked))
 
     def unregister(self, node: str) -> None:
+        assert node in self.nodes(), "Flower refuses it twice"
         self.asked.append(("unregister", node))
 
     def answers(self) -> bool:
         return True
 
     def nodes(self) -> dict[str, str]:
-        return {"1001": "online", "1002": "offline"}
+        gone = [node for what, node in self.asked if what == "unregister"]
+        states = ["online", "offline", "registered"]
+        return {node: state for node, state in zip(self.has, states, strict=False) if node not in gone}
 
 
 @pytest.fixture
@@ -45,6 +52,7 @@ def network(tmp_path: Path) -> Network:
     own.mkdir()
     control = Switchboard(own / "flower", "127.0.0.1:1", tmp_path / "keys" / "ca.pem")
     object.__setattr__(control, "asked", [])
+    object.__setattr__(control, "has", {})
     control.connect()
     return Network(own, control)
 
@@ -69,6 +77,35 @@ def test_a_key_is_bound_to_one_hospital_and_a_hospital_to_one_key(network: Netwo
     assert network.register(public(network, 7), 5, replace=True)
     assert asked(network)[1:] == [("unregister", "1001"), ("register", "5")]
     assert list(network.registered()) == ["5"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_registration_that_was_killed_before_it_was_written_down_is_gone_on_with(
+    network: Network, replace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    new = public(network, 7 if replace else 5)
+    if replace:
+        assert network.register(public(network, 5), 5)
+    with monkeypatch.context() as patched:
+        patched.setattr("server.network.write_json", killed)
+        with pytest.raises(Killed):
+            network.register(new, 5, replace=replace)
+    before = list(asked(network))
+    assert network.register(new, 5, replace=replace)
+    assert asked(network) == before, "nothing is asked of Flower twice"
+    assert [found["node"] for found in network.registered().values()] == list(network.control.nodes())
+
+
+def test_registration_beside_another_is_refused(network: Network) -> None:
+    with locked(network.own / ".registering", "taken"), pytest.raises(TemptError, match="another command registers"):
+        network.register(public(network, 5), 5)
+    assert network.registered() == {}
 
 
 def test_a_file_that_is_no_public_key_is_a_mistake_that_changes_nothing(network: Network, tmp_path: Path) -> None:
