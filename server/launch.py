@@ -30,6 +30,7 @@ from shared_model.vocabulary import read_vocabulary
 
 _READY_SECONDS = 120.0
 _ASK_SECONDS = 15.0  # asking Flower costs a process and two seconds of it
+_SHORT_LIVES = 20  # of a process that is kept running, in a row
 _LOST_RUNS = 5  # a ServerApp that died is started again so often
 _LOOPBACK = ("127.0.0.1", "localhost")
 Say = Callable[[str], None]
@@ -81,6 +82,7 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     private_directory(place.own)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
+        _check_free(place)
         return _launch(place, run_config, digest, say)
 
 
@@ -108,7 +110,7 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
 
         def keep() -> None:
             for process in kept:
-                process.keep()
+                _keep(process, say)
             if front is not None:
                 front.renew(outer[0])
 
@@ -182,6 +184,37 @@ def _listens(place: ServerPlace) -> bool:
             return True
     except OSError:
         return False
+
+
+def _keep(process: Kept, say: Say) -> None:
+    """Keep it running, and tell its ends.
+
+    Raises:
+        TemptError: it ends again and again, each time soon after its start.
+    """
+    status = process.keep()
+    if status is None:
+        return
+    if process.short_lives >= _SHORT_LIVES:
+        raise TemptError(f"{process.log}: {process.name} ended {process.short_lives} times in a row; the log says why")
+    say(
+        f"{process.name} ended (exit status {status}) and is started again; short lives in a row, at most "
+        f"{_SHORT_LIVES}: {process.short_lives}"
+    )
+
+
+def _check_free(place: ServerPlace) -> None:
+    """Refuse an address where another process listens, which hospitals would reach instead of the server."""
+    try:
+        family, *_, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TemptError(
+            f"--host {place.host} --port {place.port}: can't listen there ({reason}); end what does, or name another"
+        ) from None
 
 
 def _until(condition: Callable[[], bool], kept: Sequence[Kept], what: str) -> None:

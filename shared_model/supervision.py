@@ -17,6 +17,7 @@ from shared_model.errors import TemptError
 from shared_model.files import private_directory
 
 _ENDS_WITHIN = 8.0  # seconds from SIGTERM to SIGKILL
+_SHORT_LIFE = 30.0  # seconds
 _GUARD = """import os, signal, sys
 sessions = set()
 for line in sys.stdin:
@@ -44,7 +45,10 @@ class Kept:
         self._process: subprocess.Popen[bytes] | None = None
         self._again_at = 0.0
         self._tell: Callable[[str], None] = _nobody
+        self._started = 0.0
         self.starts = 0
+        self.short_lives = 0
+        """Ends in a row, each soon after its start."""
 
     @property
     def pid(self) -> int | None:
@@ -60,6 +64,7 @@ class Kept:
             self._tell_guard("-")
             self._process = None
             self._again_at = time.monotonic() + self._delay
+            self.short_lives = self.short_lives + 1 if time.monotonic() - self._started < _SHORT_LIFE else 0
         if time.monotonic() >= self._again_at:
             private_directory(self.log.parent)
             with self.log.open("ab") as log:
@@ -68,6 +73,7 @@ class Kept:
                     start_new_session=True,
                 )  # fmt: skip
             self._tell_guard("+")
+            self._started = time.monotonic()
             self.starts += 1
         return ended
 

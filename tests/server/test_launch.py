@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import tomllib
@@ -18,6 +19,7 @@ from hospital_client.launch import _Ledger, reason
 from server import exchange, front
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
+from server.launch import ServerPlace, _keep, launch
 from server.run_config import RUN_CONFIG
 from shared_model.errors import TemptError
 from shared_model.supervision import Kept, ended_together, flower_environment
@@ -123,6 +125,30 @@ def test_a_kept_process_is_started_again_and_ended_with_its_children(tmp_path: P
         assert time.monotonic() < until
         time.sleep(0.01)
     os.kill(children()[0], signal.SIGKILL)  # of the one that was killed: nobody could end it
+
+
+def test_a_process_that_ends_at_each_start_ends_the_wait_for_it(tmp_path: Path) -> None:
+    kept = Kept("superlink", [sys.executable, "-S", "-c", "exit(7)"], os.environ, tmp_path / "log", delay=0.0)
+    said: list[str] = []
+    until = time.monotonic() + 120
+    why = f"{tmp_path}/log: superlink ended 20 times in a row"
+    with pytest.raises(TemptError, match=why), ended_together([kept]):
+        while time.monotonic() < until:
+            _keep(kept, said.append)
+    assert len(said) == 19
+    assert said[2] == ("superlink ended (exit status 7) and is started again; short lives in a row, at most 20: 3")
+
+
+def test_a_port_where_another_process_listens_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        place = ServerPlace(None, tmp_path / "run", "127.0.0.1", port, front=False)
+        with pytest.raises(TemptError, match=f"--port {port}: can't listen there"):
+            launch(place, {"vocabulary": str(tmp_path / "data"), "hospitals": 1}, print)
+    assert not (tmp_path / "run").exists()
 
 
 def _runs(pid: int) -> bool:
