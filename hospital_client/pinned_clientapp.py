@@ -10,9 +10,11 @@ import importlib
 import io
 import os
 import shlex
+import shutil
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,31 @@ def check_code(fab: bytes) -> None:
                 raise OtherCode(f"its {name} is not the one installed here")
 
 
+def unpacked(fab: bytes, unpack: Callable[[], Path]) -> Path:
+    """Unpack an app that was compared, and make sure that its folder holds just that.
+
+    Flower leaves a folder of that name as it is, whoever has left it: a process that was killed, or another version.
+
+    Raises:
+        OtherCode: also what was unpacked just now is something else.
+    """
+    found = unpack()
+    if not _holds(found, fab):
+        shutil.rmtree(found)
+        found = unpack()
+    if not _holds(found, fab):
+        raise OtherCode(f"{found} is not what was unpacked there")
+    return found
+
+
+def _holds(folder: Path, fab: bytes) -> bool:
+    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+        names = [name for name in archive.namelist() if not name.startswith(".info/") and not name.endswith("/")]
+        shipped = {name: archive.read(name) for name in names}
+    there = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in there} == shipped
+
+
 def install(folder: Path) -> None:
     """Write a `flwr-clientapp` that runs this module into a folder, to be put first on the path."""
     private_directory(folder)
@@ -74,8 +101,7 @@ def main() -> None:
             if REFUSED in os.environ:
                 write_text(Path(os.environ[REFUSED]), f"{other}\n")
             raise
-        found: Path = unpack(fab_file, *arguments, **options)
-        return found
+        return unpacked(fab_file, lambda: unpack(fab_file, *arguments, **options))
 
     process.install_from_fab = checked
     flwr_clientapp()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
+from flwr.cli.install import install_from_fab
 
 from hospital_client import pinned_clientapp
-from hospital_client.pinned_clientapp import OtherCode, check_code
+from hospital_client.pinned_clientapp import OtherCode, check_code, unpacked
 from server.launch import _app_folder
 from server.run_config import RUN_CONFIG
 from shared_model.shipped_code import code_digest, shipped_files
@@ -62,6 +63,38 @@ def test_our_own_code_is_run(app: bytes) -> None:
 def test_other_code_is_refused_by_name(app: bytes, files: dict[str, bytes | None], words: str) -> None:
     with pytest.raises(OtherCode, match=words.replace(".", r"\.")):
         check_code(changed(app, files))
+
+
+@pytest.mark.parametrize("left", ["half a file", "a file less", "a file more", "nothing"])
+def test_folder_that_a_killed_process_or_another_version_left_is_unpacked_anew(
+    app: bytes, tmp_path: Path, left: str
+) -> None:
+    def unpack() -> Path:
+        return Path(install_from_fab(app, tmp_path, skip_prompt=True))
+
+    found = unpack()
+    half = found / "hospital_client" / "app.py"
+    whole = half.read_bytes()
+    if left == "half a file":
+        half.write_bytes(whole[: len(whole) // 2])
+    elif left == "a file less":
+        half.unlink()
+    elif left == "a file more":
+        (found / "torch.py").write_text("")
+    (half.parent / "__pycache__").mkdir()
+    (half.parent / "__pycache__" / "app.cpython-311.pyc").write_bytes(b"made by Python")
+    assert unpacked(app, unpack) == found
+    assert half.read_bytes() == whole and not (found / "torch.py").exists()
+    assert (half.parent / "__pycache__").exists() == (left == "nothing")
+
+
+def test_folder_that_is_never_what_was_shipped_is_refused(app: bytes, tmp_path: Path) -> None:
+    def unpack() -> Path:
+        (tmp_path / "app").mkdir()
+        return tmp_path / "app"
+
+    with pytest.raises(OtherCode, match="is not what was unpacked there"):
+        unpacked(app, unpack)
 
 
 def test_the_digest_is_of_every_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,9 @@ def test_a_kept_process_is_started_again_and_ended_with_its_children(tmp_path: P
 
 
 def test_a_process_that_ends_at_each_start_ends_the_wait_for_it(tmp_path: Path) -> None:
-    kept = Kept("superlink", [sys.executable, "-S", "-c", "exit(7)"], os.environ, tmp_path / "log", delay=0.0)
+    kept = Kept(
+        "superlink", [sys.executable, "-S", "-c", "import sys; sys.exit(7)"], os.environ, tmp_path / "log", delay=0.0
+    )
     said: list[str] = []
     until = time.monotonic() + 120
     why = f"{tmp_path}/log: superlink ended 20 times in a row"
