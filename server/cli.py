@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from server import options
 from shared_model.errors import TemptError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The server of a federation.")
@@ -68,10 +69,16 @@ def launch(
     ] = "tempt",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "42",
     set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of a setting.")] = None,
-    strategy: Annotated[str, typer.Option(help="How updates are averaged.")] = "fedavg",
+    strategy: options.Strategy = "fedavg",
+    strategy_option: options.StrategyOption = None,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds at most; 0: as pretraining.epochs says.")] = 0,
-    local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
-    quorum: Annotated[float, typer.Option(help="Share of the hospitals that a round needs.")] = 0.5,
+    local_epochs: options.LocalEpochs = 1,
+    local_optimizer: options.LocalOptimizer = "reset",
+    fraction: options.Fraction = 1.0,
+    quorum: options.Quorum = 0.5,
+    largest_update: options.LargestUpdate = 10.0,
+    transport: options.Transport = "float32",
+    changed_rows: options.ChangedRows = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for replies.")] = 3600.0,
     front: Annotated[bool, typer.Option(help="Run the front here; without: by `tempt server front`.")] = True,
 ) -> None:
@@ -98,9 +105,15 @@ def launch(
         "seeds": seeds,
         "set": " ".join(set_ or []),
         "strategy": strategy,
+        "strategy-options": " ".join(strategy_option or []),
         "rounds": rounds,
         "local-epochs": local_epochs,
+        "local-optimizer": local_optimizer,
+        "fraction": fraction,
         "quorum": quorum,
+        "largest-update": largest_update,
+        "transport": transport,
+        "changed-rows": changed_rows,
         "timeout": timeout,
     }
     if insecure == (keys is not None):

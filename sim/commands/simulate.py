@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from server import options as federation_options
 from shared_model.errors import TemptError
 from sim.commands import options
 
@@ -105,24 +106,18 @@ def _federated(
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster that sees the same files.", show_default="one on this machine")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="How updates are averaged; see the README's list.")] = "fedavg",
-    strategy_option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the strategy, such as proximal_mu=0.01.")
-    ] = None,
+    strategy: federation_options.Strategy = "fedavg",
+    strategy_option: federation_options.StrategyOption = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds at most.", show_default="as pretraining.epochs says")
     ] = None,
-    local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
-    local_optimizer: Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")] = "reset",
-    fraction: Annotated[float, typer.Option(help="Share of the hospitals that train in a round.")] = 1.0,
-    quorum: Annotated[float, typer.Option(help="Share of those whose updates a round needs.")] = 0.5,
-    largest_update: Annotated[
-        float, typer.Option(help="Norm of an update, in norms of the model, above which it is refused.")
-    ] = 10.0,
-    transport: Annotated[str, typer.Option(help="float32 or bfloat16: how tensors travel.")] = "float32",
-    changed_rows: Annotated[
-        bool, typer.Option("--changed-rows", help="Send only the rows of matrices that a hospital moved.")
-    ] = False,
+    local_epochs: federation_options.LocalEpochs = 1,
+    local_optimizer: federation_options.LocalOptimizer = "reset",
+    fraction: federation_options.Fraction = 1.0,
+    quorum: federation_options.Quorum = 0.5,
+    largest_update: federation_options.LargestUpdate = 10.0,
+    transport: federation_options.Transport = "float32",
+    changed_rows: federation_options.ChangedRows = False,
     beside: Annotated[
         str, typer.Option(help="Run directories whose rows are shown beside, with commas.", show_default="none")
     ] = "",

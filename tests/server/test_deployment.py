@@ -111,17 +111,15 @@ def test_killed_server_processes_and_an_ended_server_cost_no_result(network: Net
     killed = [("flwr-serverapp",), ("flower-superexec", "superexec.secret"), ("flower-superlink",)]
     for number, words in enumerate(killed, start=1):
         network.wait(lambda number=number: network.told(f"round {number}: loss"), "a round")  # type: ignore[misc]
-        if network.running():
-            network.kill(*words)
+        assert network.running() and network.kill(*words), words
     network.wait(lambda: network.told("round 4: loss"), "the last round but one")
-    if network.running():
-        began = time.monotonic()
-        network.processes["server"].send_signal(signal.SIGTERM)
-        assert network.processes["server"].wait(30) == 143, network.said("server")
-        assert time.monotonic() - began < 25, "ten seconds are promised, on idle cores"
-        assert "the same command goes on" in network.said("server")
-        assert network.pids("flower-super", "the run") == [] and network.pids("nginx", "the run") == []
-        network.server(len(HOSPITALS), epochs=5)
+    began = time.monotonic()
+    network.processes["server"].send_signal(signal.SIGTERM)
+    assert network.processes["server"].wait(30) == 143, network.said("server")
+    assert time.monotonic() - began < 25, "ten seconds are promised, on idle cores"
+    assert "the same command goes on" in network.said("server")
+    assert network.pids("flower-super", "the run") == [] and network.pids("nginx", "the run") == []
+    network.server(len(HOSPITALS), epochs=5)
     network.wait(lambda: not network.running(), "the end")
     assert network.processes["server"].returncode == 0, network.said("server")
     assert_same(network, simulated(network.data, tmp_path / "run", HOSPITALS, epochs=5, dropped={}))
