@@ -43,6 +43,7 @@ from shared_model.vocabulary import Vocabulary, read_vocabulary
 log = logging.getLogger("tempt.hospital")
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LONGEST_WORK = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 place = place_of(context)
                 hospital = place.hospital
                 torch.set_num_threads(place.threads)
-                limit = message.content.config_records["config"].get("limit", 0.0)
-                with time_limit(float(cast(float, limit))):
+                with time_limit(work_limit(message.content.config_records["config"], place)):
                     reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:
@@ -137,6 +137,14 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     app.train("pretrain")(answer("pretrain", _pretrain))
     app.train("tune")(answer("tune", _tune))
     return app
+
+
+def work_limit(config: ConfigRecord, place: Place) -> float:
+    """Seconds that a message's work may take, 0 for any: as the server asks, at a deployed hospital a day at most."""
+    asked = float(cast(float, config.get("limit", 0.0)))
+    if not place.alone:
+        return asked
+    return min(asked, _LONGEST_WORK) if asked > 0 else _LONGEST_WORK
 
 
 def _mistake(error: Exception) -> TemptError | None:

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 
 from hospital_client import app
-from hospital_client.app import Place, make_app
+from hospital_client.app import Place, make_app, work_limit
 from hospital_client.watchdog import TimeIsOver, time_limit
 from server import exchange
 from server.federation_settings import FederationSettings
@@ -82,3 +82,12 @@ def test_an_answer_that_takes_too_long_is_an_error_that_names_no_data(
     reply = make_app(lambda context: Place(data, 3, tmp_path))(message, context)
     assert reply.error.code == HOSPITALS_ERROR
     assert reply.error.reason is not None and reply.error.reason.startswith("TimeIsOver at ")
+
+
+@pytest.mark.parametrize("asked", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_no_server_can_ask_a_hospital_for_work_without_an_end(tmp_path: Path, asked: float) -> None:
+    hospital = Place(tmp_path, 8, tmp_path, alone=True)
+    assert work_limit(ConfigRecord({"limit": asked}), hospital) == 86_400
+    assert work_limit(ConfigRecord({}), hospital) == 86_400
+    assert work_limit(ConfigRecord({"limit": 30.0}), hospital) == 30
+    assert work_limit(ConfigRecord({}), Place(tmp_path, 8, tmp_path)) == 0, "a simulation needs none"
