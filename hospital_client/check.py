@@ -22,7 +22,7 @@ from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 from shared_model.node_keys import fingerprint, public_key
 from shared_model.shipped_code import code_digest
 
@@ -46,7 +46,7 @@ class _Trouble(Exception):
 
     def __init__(self, found: str, mend: str) -> None:
         super().__init__(found)
-        self.found, self.mend = found, mend
+        self.found, self.mend = printable(found), mend  # the server's words may be in it
 
 
 @dataclass

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shared_model.errors import printable
 from shared_model.files import private_directory, write_text
 from shared_model.shipped_code import CLIENT_APP, shipped_files
 
@@ -26,7 +27,10 @@ REFUSED = "TEMPT_REFUSED"
 
 
 class OtherCode(Exception):
-    """What a server ships is not what is installed here."""
+    """What a server ships is not what is installed here, in printable characters."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(printable(why))
 
 
 def check_code(fab: bytes) -> None:

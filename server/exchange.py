@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import Rejected, count_of, number_of
-from shared_model.errors import HOSPITALS_ERROR
+from shared_model.errors import HOSPITALS_ERROR, printable
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 
@@ -194,7 +194,7 @@ def is_missing(reply: Message | None) -> bool:
 
 def error_of(reply: Message) -> str:
     """What an error says, on one line."""
-    return " ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split())[:200]
+    return printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split())[:200])
 
 
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:

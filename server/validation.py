@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
+from shared_model.errors import printable
 from shared_model.transport import Transport
 from shared_model.vocabulary_rules import MOST_CHARACTERS
 
@@ -22,7 +23,10 @@ Value = TypeVar("Value", int, str, tuple[int, str])
 
 
 class Rejected(Exception):
-    """A reply that is left out: what was found, and what was expected."""
+    """A reply that is left out: what was found, and what was expected, in printable characters."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(printable(why))
 
 
 def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.inf, most: float = np.inf) -> float:

@@ -32,6 +32,15 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
 
 
+def printable(text: str) -> str:
+    """Text that another machine sent, as one line that does nothing to a terminal or a log.
+
+    >>> printable("w\\nround 9: done\\x1b[2J")
+    'w\ufffdround 9: done\ufffd[2J'
+    """
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 HOSPITALS_ERROR = 100
 """The code of an error that a hospital itself replies with; Flower's own codes are smaller."""
 

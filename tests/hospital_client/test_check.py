@@ -163,6 +163,7 @@ def test_a_key_that_the_server_does_not_know_is_readable_by_others_or_is_none(
     [
         ({"versions": {"flwr": "1.40.0"}}, "versions", "at the server"),
         ({"code": "f" * 64}, "code", "ffffffffffff at the server"),
+        ({"code": "\x1b[2J\nok" + "f" * 64}, "code", "\ufffd[2J\ufffdokfffff at the server"),
         ({"vocabulary": "e" * 64}, "records", "the network's eeeeeeeeeeee"),
     ],
 )

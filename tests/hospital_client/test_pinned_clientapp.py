@@ -51,6 +51,7 @@ def test_our_own_code_is_run(app: bytes) -> None:
     [
         ({"hospital_client/app.py": b"import os"}, "its hospital_client/app.py is not the one installed here"),
         ({"sitecustomize.py": b""}, "it holds sitecustomize.py"),
+        ({"\x1b[2J\nround.py": b""}, "2J\ufffdround.py, which is not"),
         ({"torch/__init__.py": b""}, "it holds torch/__init__.py"),
         ({"hospital_client/app.pyc": b""}, "it holds hospital_client/app.pyc"),
         ({"../outside.py": b""}, "it holds ../outside.py"),
