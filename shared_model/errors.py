@@ -33,11 +33,7 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
 
 
 def printable(text: str) -> str:
-    """Text that another machine sent, as one line that does nothing to a terminal or a log.
-
-    >>> printable("w\\nround 9: done\\x1b[2J")
-    'w\ufffdround 9: done\ufffd[2J'
-    """
+    """Text that another machine sent, as one line that does nothing to a terminal or a log."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
