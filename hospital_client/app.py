@@ -39,6 +39,7 @@ from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import EncoderSettings, Settings
 from shared_model.transport import Transport
 from shared_model.vocabulary import Vocabulary, read_vocabulary
+from shared_model.vocabulary_rules import MINIMUM_COUNT
 
 log = logging.getLogger("tempt.hospital")
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
@@ -65,7 +66,7 @@ class Place:
     threads: int = 1
     alone: bool = False
     is_raw: bool = False
-    minimum_count: int = 1
+    minimum_count: int = MINIMUM_COUNT
 
     def prepared(self, config: ConfigRecord) -> Place:
         """The same place with the dataset directory of the vocabulary that a message stands on."""
@@ -370,7 +371,7 @@ def _of_node(context: Context) -> Place:
             str(config.get("device", "cpu")),
             alone=True,
             is_raw="raw" in config,
-            minimum_count=int(config.get("minimum-count", 1)),
+            minimum_count=int(config.get("minimum-count", MINIMUM_COUNT)),
         )
     run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
     data = Path(str(run["data"]))

@@ -43,7 +43,7 @@ def launch(
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     insecure: Insecure = False,
-    minimum_count: MinimumCount = 1,
+    minimum_count: MinimumCount = 5,
 ) -> None:
     """Take part in a federation with this hospital's own records until the process is ended.
 
@@ -97,7 +97,7 @@ def _place(
     root_certificates: Path | None,
     private_key: Path | None,
     insecure: bool,
-    minimum_count: int = 1,
+    minimum_count: int = 5,
 ) -> HospitalPlace:
     from hospital_client.launch import HospitalPlace
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 
 Positions = NDArray[np.int64]
 
+MINIMUM_COUNT = 5
+"""Of a hospital's stays, below which a code is not named; a server and each hospital may ask for another."""
 MOST_CODES = 100_000
 """Codes of a kind, or drug names, that a hospital may name in an agreement."""
 MOST_CHARACTERS = 1_000
@@ -29,7 +31,9 @@ class VocabularyRules(BaseModel, frozen=True, extra="forbid"):
 class AgreementRules(VocabularyRules, frozen=True, extra="forbid"):
     """What hospitals that agree on a vocabulary cut, and what they name at all."""
 
-    minimum_count: int = Field(5, ge=1, description="a code that fewer of a hospital's stays have is not named")
+    minimum_count: int = Field(
+        MINIMUM_COUNT, ge=1, description="a code that fewer of a hospital's stays have is not named"
+    )
 
 
 def most_frequent(frequency: Positions, count: int) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections import Counter
@@ -15,6 +16,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from hospital_client.app import Place
+from hospital_client.cli import launch
 from hospital_client.preparation import prepare_in_memory
 from hospital_client.preparation_options import PreparationOptions
 from server.told import Told
@@ -171,6 +174,17 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
                 *("hospital", "minimum-count", "records", "diagnoses", "procedures", "medications"),
                 *("procedure-counts", "medication-counts", "named", "name-counts", "names"),
             }
+
+
+def test_a_hospital_that_was_launched_without_a_minimum_names_no_rare_code_for_a_server_that_asks_for_1(
+    tmp_path: Path,
+) -> None:
+    raw = RawConsortium(tmp_path, make_tables(1))
+    grid = Listening({h: Place(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()})
+    agree(grid, AgreementRules(minimum_count=1, **LOOSE), Told(), timeout=None, expected=3, least=3)
+    for _, hospital, reply in grid.replies:
+        assert secrets(reply.content, raw.own[hospital], 5) == []
+    assert inspect.signature(launch).parameters["minimum_count"].default == Place(tmp_path, 3, tmp_path).minimum_count
 
 
 def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs(tmp_path: Path) -> None:
