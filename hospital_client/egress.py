@@ -108,29 +108,50 @@ def _agreement_arrays(
     return {name: (dtype, (size,)) for name, dtype, size in masks + [(n, "int64", s) for n, s in sizes.items()]}
 
 
-def record(
-    ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Numbers, texts: Texts, codes: Codes | None = None
-) -> None:
-    """Add a line to the ledger: what leaves, its size, and a digest of its content."""
-    codes = {} if codes is None else codes
+def digest_of(arrays: Arrays, codes: Codes) -> str:
+    """SHA-256 of what arrays and lists of codes hold."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
-    lists = {name: "\0".join(codes[name]).encode() for name in sorted(codes)}
-    for name, content in lists.items():
-        digest.update(name.encode() + content)
+    for name in sorted(codes):
+        digest.update(name.encode() + _joined(codes[name]))
+    return digest.hexdigest()
+
+
+def _joined(codes: list[str]) -> bytes:
+    return "\0".join(codes).encode()
+
+
+def record(
+    ledger: Path,
+    kind: str,
+    number: int,
+    arrays: Arrays,
+    numbers: Numbers,
+    texts: Texts,
+    codes: Codes | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a line to the ledger: what leaves, its size, and a digest of its content.
+
+    Args:
+        asked: sizes and digest of the cut or vocabulary that the reply stands on, if the message held one.
+    """
+    codes = {} if codes is None else codes
     line: dict[str, Any] = {
         "kind": kind,
         "round": number,
         "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
         "bytes": sum(array.nbytes for array in arrays.values()),
-        "digest": digest.hexdigest(),
+        "digest": digest_of(arrays, codes),
         "numbers": dict(numbers),
         "texts": dict(texts),
     }
     if codes:
-        line["codes"] = {name: [len(codes[name]), len(lists[name])] for name in lists}  # how many, and their bytes
+        line["codes"] = {name: [len(found), len(_joined(found))] for name, found in codes.items()}  # how many, bytes
+    if asked:
+        line["asked"] = dict(asked)
     private_directory(ledger.parent)
     _append(ledger, json.dumps(line).encode() + b"\n")
 

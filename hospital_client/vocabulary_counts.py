@@ -2,7 +2,8 @@
 
 Two answers, of names and sums alone. First which codes it has and in how many stays; then, once the counts of all
 hospitals are cut, how many records remain under the cut, which of its codes these records hold, and what its
-medications are called. A code or a drug name that fewer stays than the minimum have is named in neither.
+medications are called. A code or a drug name that fewer stays than the minimum have is named in neither; fewer records
+than the minimum are told as none.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def remaining(
     position = np.array([place.get(code, -1) for code in names.codes], dtype=np.int64)[names.code]
     told = (position >= 0) & (names.stays >= minimum)
     arrays["named"], arrays["name-counts"] = position[told], names.rows[told]
-    return Told({"records": records}, arrays, {"names": [names.texts[name] for name in names.name[told]]})
+    return Told(
+        {"records": records if records >= minimum else 0},
+        arrays,
+        {"names": [names.texts[name] for name in names.name[told]]},
+    )
 
 
 def _counted(entries: Entries, minimum: int) -> tuple[list[int | str], NDArray[np.int64]]:

@@ -214,13 +214,13 @@ def test_a_hospital_whose_records_are_prepared_cannot_be_counted(raw: RawConsort
 def test_without_a_code_that_enough_records_have_there_is_no_vocabulary(raw: RawConsortium, tmp_path: Path) -> None:
     with pytest.raises(TooFewHospitals, match="0 hospitals of 3, expected at least 1; hospital 3: 0 records"):
         agreed(raw.places(), 1000)
-    tables: Tables = {  # five stays have each code, two have all three
-        "patient": [(stay, 3, "A") for stay in range(1, 12)],
-        "diagnosis": [(stay, "I10", 0) for stay in range(1, 6)],
-        "treatment": [(stay, "a|b", 0) for stay in range(4, 9)],
-        "medication": [(stay, "7", "", "No") for stay in (4, 5, 9, 10, 11)],
+    tables: Tables = {  # five stays have each diagnosis; the six that have all three have each of them three times
+        "patient": [(stay, 3, "A") for stay in range(1, 11)],
+        "diagnosis": [(stay, "I10" if stay % 2 else "I11", 0) for stay in range(1, 11)],
+        "treatment": [(stay, "a|b", 0) for stay in range(1, 7)],
+        "medication": [(stay, "7", "", "No") for stay in range(1, 7)],
     }
-    few = RawConsortium(tmp_path, tables).places()
-    assert agreed(few, 2).records == {3: 2}
+    few = RawConsortium(tmp_path, tables)
+    assert agreed(few.places(), 2).records == {3: 6}
     with pytest.raises(TemptError, match="diagnoses: no code is left that 5 stays of a hospital have; lower --min"):
-        agreed(few, 5)
+        agreed(few.places(), 5)

@@ -226,9 +226,10 @@ def test_the_search_finds_what_a_reply_must_not_hold(tmp_path: Path) -> None:
 
 def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Path) -> None:
     raw = RawConsortium(tmp_path, make_tables(1))
-    grid = Listening(raw.places())
+    places = raw.places()
+    grid = Listening(places)
     agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=None, expected=3, least=3)
-    for hospital, place in raw.places().items():
+    for hospital, place in places.items():
         lines = [json.loads(line) for line in place.ledger().read_text().splitlines()]
         assert [line["kind"] for line in lines] == ["vocabulary_counts", "vocabulary_remaining"]
         for line in lines:
