@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shared_model.files import private_directory
 from shared_model.transport import Transport
-from shared_model.vocabulary_rules import MOST_CHARACTERS, MOST_CODES
+from shared_model.vocabulary_rules import MOST_CODES, is_code
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Numbers = Mapping[str, int | float]
@@ -83,8 +83,8 @@ def check_agreement(kind: str, arrays: Arrays, codes: Codes, cut: Mapping[str, i
     for name, texts in codes.items():
         if name not in ALLOWED_CODES[kind] or len(texts) > MOST_CODES:
             raise ValueError(f"{len(texts)} codes '{name}' must not leave in a reply to '{kind}'")
-        if any(type(text) is not str or not 0 < len(text) <= MOST_CHARACTERS for text in texts):
-            raise ValueError(f"a code of '{name}' is no text of 1 to {MOST_CHARACTERS} characters: it must not leave")
+        if not all(map(is_code, texts)):
+            raise ValueError(f"a code of '{name}' is no text that hospitals tell each other: it must not leave")
     allowed = _agreement_arrays(kind, arrays, codes, cut)
     for name, array in arrays.items():
         if (str(array.dtype), array.shape) != allowed.get(name):
@@ -102,8 +102,7 @@ def _agreement_arrays(
         medications = min(arrays["medications"].size if "medications" in arrays else 0, MOST_CODES)
         sizes = {"procedure-counts": counted, "medications": medications, "medication-counts": medications}
     else:
-        names = len(codes.get("names", ()))
-        sizes = {"named": names, "name-counts": names}
+        sizes = {"named": len(codes.get("names", ()))}
     masks = [(modality, "bool", size) for modality, size in cut.items()]
     return {name: (dtype, (size,)) for name, dtype, size in masks + [(n, "int64", s) for n, s in sizes.items()]}
 

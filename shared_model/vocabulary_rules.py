@@ -59,6 +59,25 @@ def most_frequent_names(code: Positions, name: Positions, count: Positions) -> t
     return code[first], name[first]
 
 
+def names_of_most_hospitals(code: Positions, name: Positions) -> tuple[Positions, Positions]:
+    """Each code with the name that most hospitals have for it, ties: the smallest.
+
+    Args:
+        code, name: of each hospital its codes, once each, with its own most frequent name.
+    """
+    pairs, hospitals = np.unique(np.stack([code, name]), axis=1, return_counts=True)
+    return most_frequent_names(pairs[0], pairs[1], hospitals)
+
+
+def is_code(text: object) -> bool:
+    r"""Whether it is what hospitals may tell each other as a code or a drug name: one line, to be read by people.
+
+    >>> is_code("401.9, I10"), is_code("aspirin\n"), is_code("\x1b[2J")
+    (True, False, False)
+    """
+    return isinstance(text, str) and 0 < len(text) <= MOST_CHARACTERS and text == text.strip() and text.isprintable()
+
+
 def nameless(medication: int) -> str:
     """What stands for the name of a medication that never has one."""
     return f"HICL {medication}"

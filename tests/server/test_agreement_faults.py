@@ -83,6 +83,8 @@ COUNTS: dict[str, tuple[Change, str]] = {
     "an empty code": (_list("diagnoses", _set(0, "")), "diagnoses: number 1 is no text of 1 to 1,000"),
     "a blank at its end": (_list("diagnoses", _set(2, "250.0 ")), "diagnoses: number 3 is no text"),
     "a code without end": (_list("procedures", _set(1, "x" * 1001)), "procedures: number 2 is no text"),
+    "orders to a terminal": (_list("diagnoses", _set(0, "\x1b[2J")), "diagnoses: number 1 is no text"),
+    "text from right to left": (_list("procedures", _set(1, "a\u202eb")), "procedures: number 2 is no text"),
     "no text at all": (_list("procedures", _set(1, "\ud800")), "procedures: number 2 is no text"),
     "codes without end": (_list("diagnoses", lambda codes: [f"{i:06}" for i in range(100_001)]), "100,001 texts"),
     "a code twice": (_list("diagnoses", lambda codes: [codes[0], *codes]), "diagnoses: not in ascending order"),
@@ -113,9 +115,10 @@ REMAINING: dict[str, tuple[Change, str]] = {
     "marks that are numbers": (_array("medications", lambda a: a.astype(np.int64)), "medications is int64["),
     "a medication that is none": (_array("named", _set(-1, 10**6)), "named holds 1000000, expected 0 to"),
     "a name without a count": (_list("names", lambda names: [*names, "z"]), "named is int64"),
+    "a name of two lines": (_list("names", _set(0, "A\nB")), "names: number 1 is no text"),
     "a name too long": (_list("names", _set(0, "A" * 1001)), "names: number 1 is no text"),
-    "a name twice": (_list("names", lambda names: [names[0], *names[:-1]]), "names: not in ascending order"),
-    "a name never": (_array("name-counts", _set(0, 0)), "name-counts holds 0, expected 1 to"),
+    "two names of one": (_array("named", lambda a: np.sort(_set(0, a[1])(a))), "named: not in ascending order"),
+    "counts of names": (_more("arrays", "name-counts"), "name-counts came, and nobody asked for it"),
 }
 
 
@@ -173,6 +176,31 @@ def test_codes_of_a_hospital_with_too_few_records_do_not_count_even_if_it_tells_
     found = tampered(raw, "remaining", _number("records", 0))
     assert found.left_out == {f"hospital {BAD}": "0 records, expected at least 1"}
     assert set(found.vocabulary.diagnoses) < set(sound.vocabulary.diagnoses)
+
+
+def _renames(content: RecordDict) -> None:
+    """Every medication that the hospital has, with a name that sorts before all others."""
+    _list("names", lambda names: [f"A{place:05}" for place in range(len(names))])(content)
+
+
+def test_a_hospital_that_was_left_out_renamed_everybodys_medications(raw: RawConsortium) -> None:
+    def change(content: RecordDict) -> None:
+        _renames(content)
+        _number("records", 0)(content)
+
+    honest = tampered(raw, "remaining", _number("records", 0)).vocabulary
+    assert tampered(raw, "remaining", change).vocabulary == honest
+
+
+def test_one_hospital_renamed_medications_that_two_others_call_the_same(raw: RawConsortium) -> None:
+    own = [agreed({h: place}, 2).vocabulary for h, place in raw.places().items() if h != BAD]
+    called = [dict(zip(v.medications, v.medication_names, strict=True)) for v in own]
+    alike = {code: name for code, name in called[0].items() if called[1].get(code) == name and "DRUG" in name}
+    assert len(alike) > 1
+    found = tampered(raw, "remaining", _renames).vocabulary
+    names = dict(zip(found.medications, found.medication_names, strict=True))
+    assert {code: names[code] for code in alike} == alike
+    assert any(name.startswith("A0") for name in names.values()), "where it is the only one, it has the say"
 
 
 def test_a_hospital_that_says_that_it_is_another_is_not_believed(raw: RawConsortium, without: Agreement) -> None:
