@@ -14,10 +14,10 @@ Positions = NDArray[np.int64]
 
 MINIMUM_COUNT = 5
 """Of a hospital's stays, below which a code is not named; a server and each hospital may ask for another."""
-MOST_CODES = 100_000
-"""Codes of a kind, or drug names, that a hospital may name in an agreement."""
-MOST_CHARACTERS = 1_000
-"""Of a code or a drug name in an agreement."""
+MOST_CODES = 20_000
+"""Codes of a kind that a hospital may name in an agreement, and diagnoses that all hospitals together may name."""
+MOST_CHARACTERS = 200
+"""Of a code or a drug name in an agreement; the longest of the open eICU demo has 147."""
 
 
 class VocabularyRules(BaseModel, frozen=True, extra="forbid"):

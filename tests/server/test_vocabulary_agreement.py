@@ -196,6 +196,17 @@ def test_a_hospital_that_was_launched_without_a_minimum_names_no_rare_code_for_a
     assert inspect.signature(launch).parameters["minimum_count"].default == Place(tmp_path, 3, tmp_path).minimum_count
 
 
+def test_a_hospital_with_a_code_that_is_no_line_could_not_take_part(tmp_path: Path) -> None:
+    """Such a code is not told: control characters, or more of them than a code has."""
+    tables, code = make_tables(1), "200.5, K000"
+    for other in ("200.5,\nK000", "x" * 201):
+        changed = tables | {"diagnosis": [(s, other if c == code else c, o) for s, c, o in tables["diagnosis"]]}
+        found = agreed(RawConsortium(tmp_path / str(len(other)), changed).places(), 5)
+        assert found.left_out == {}
+        kept = agreed(RawConsortium(tmp_path / "as it was", tables).places(), 5).vocabulary.diagnoses
+        assert found.vocabulary.diagnoses == kept[1:] and kept[0] == code
+
+
 def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs(tmp_path: Path) -> None:
     raw = RawConsortium(tmp_path, make_tables(1))
     grid = Listening(raw.places())
