@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hospital_client import egress, local_tuning, vocabulary_counts
+from hospital_client import egress, local_tuning, one_agreement, vocabulary_counts
 from hospital_client.eicu_tables import Tables, read_tables
 from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
@@ -39,6 +39,7 @@ from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import EncoderSettings, Settings
 from shared_model.transport import Transport
 from shared_model.vocabulary import Vocabulary, read_vocabulary
+from shared_model.vocabulary_rules import MINIMUM_COUNT
 
 log = logging.getLogger("tempt.hospital")
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
@@ -66,7 +67,7 @@ class Place:
     threads: int = 1
     alone: bool = False
     is_raw: bool = False
-    minimum_count: int = 1
+    minimum_count: int = MINIMUM_COUNT
 
     def prepared(self, config: ConfigRecord) -> Place:
         """The same place with the dataset directory of the vocabulary that a message stands on."""
@@ -159,19 +160,24 @@ def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
         return Reply({"hospital": place.hospital}, {}, {}, texts)
     minimum = _minimum_count(content, place)
     told = vocabulary_counts.counts(_tables(place), minimum)
+    digest = egress.digest_of(told.arrays, told.texts)
+    one_agreement.hold(place.folder, f"counts of {minimum}", {"digest": digest})
     return Reply({"hospital": place.hospital, "minimum-count": minimum}, told.arrays, {}, {}, told.texts)
 
 
 def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
-    """What remains under the cut that came in."""
+    """What remains under the cut that came in, if the hospital has not answered for another one."""
     cut = content.config_records["cut"]
+    minimum, min_records = _minimum_count(content, place), _integer(content.config_records["config"], "min-records")
+    limits = {"minimum_count": minimum, "min_records": min_records}
+    one_agreement.hold(place.folder, "cut", one_agreement.sizes_and_digest(cut) | limits)
     told = vocabulary_counts.remaining(
         _tables(place),
         cast(list[str], cut["diagnoses"]),
         cast(list[str], cut["procedures"]),
         cast(list[int], cut["medications"]),
-        minimum=_minimum_count(content, place),
-        min_records=_integer(content.config_records["config"], "min-records"),
+        minimum=minimum,
+        min_records=min_records,
     )
     return Reply({"hospital": place.hospital, **told.numbers}, told.arrays, {}, {}, told.texts)
 
@@ -187,14 +193,16 @@ def _minimum_count(content: RecordDict, place: Place) -> int:
 def _hello(content: RecordDict, place: Place) -> Reply:
     """Who answers, how many records it has, and the digests that both sides compare.
 
-    Raw tables are prepared under the vocabulary that came in, once.
+    Raw tables are prepared under the vocabulary that came in, once, if the hospital has not answered for another one.
     """
     config = content.config_records["config"]
     if place.is_raw:
         vocabulary = Vocabulary.of(content.config_records["vocabulary"])
         if vocabulary.digest != config["vocabulary"]:
             raise ValueError("the vocabulary has another digest than the message says")
-        prepare_agreed(place.partition, place.hospital, vocabulary, place.prepared(config).partition)
+        one_agreement.hold(place.folder, "vocabulary", one_agreement.sizes_and_digest(vocabulary.content()))
+        directory = place.prepared(config).partition
+        prepare_agreed(place.partition, place.hospital, vocabulary, directory, least=place.minimum_count)
     partition = _partition(place.prepared(config))
     split = partition.split(_integer(config, "seed"))
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
@@ -276,8 +284,8 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> Reco
         egress.check(kind, {}, reply.numbers, reply.texts, {}, Transport())
         egress.check_agreement(kind, reply.arrays, reply.codes, cut, _minimum_count(content, place))
     else:
-        asked = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
-        shapes = {name: tuple(array.shape) for name, array in asked.items()}
+        sent = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
+        shapes = {name: tuple(array.shape) for name, array in sent.items()}
         transport = _transport(config) if kind == "pretrain" else Transport()
         for arrays in (reply.arrays, reply.control):
             egress.check(kind, arrays, reply.numbers, reply.texts, shapes, transport)
@@ -286,7 +294,9 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> Reco
             records[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
     everything = {**reply.arrays, **{f"control/{name}": array for name, array in reply.control.items()}}
     number = int(cast(int, config.get("round", 0)))
-    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes)
+    came = next((content.config_records[name] for name in ("cut", "vocabulary") if name in content), None)
+    asked = one_agreement.sizes_and_digest(came) if came is not None else None
+    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes, asked)
     if reply.texts:
         records["config"] = ConfigRecord(dict(reply.texts))
     if reply.codes:
@@ -378,7 +388,7 @@ def _of_node(context: Context) -> Place:
             str(config.get("device", "cpu")),
             alone=True,
             is_raw="raw" in config,
-            minimum_count=int(config.get("minimum-count", 1)),
+            minimum_count=int(config.get("minimum-count", MINIMUM_COUNT)),
         )
     run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
     data = Path(str(run["data"]))

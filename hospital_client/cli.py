@@ -43,7 +43,7 @@ def launch(
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     insecure: Insecure = False,
-    minimum_count: MinimumCount = 1,
+    minimum_count: MinimumCount = 5,
 ) -> None:
     """Take part in a federation with this hospital's own records until the process is ended.
 
@@ -69,6 +69,7 @@ def check(
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     insecure: Insecure = False,
+    minimum_count: MinimumCount = 5,
 ) -> None:
     """Look at everything that `tempt hospital launch` with the same options needs, and say what to mend.
 
@@ -76,7 +77,9 @@ def check(
     """  # noqa: E501
     from hospital_client.check import look
 
-    place = _place(superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure)
+    place = _place(
+        superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure, minimum_count
+    )
     troubles = 0
     for finding in look(place):
         print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
@@ -97,7 +100,7 @@ def _place(
     root_certificates: Path | None,
     private_key: Path | None,
     insecure: bool,
-    minimum_count: int = 1,
+    minimum_count: int,
 ) -> HospitalPlace:
     from hospital_client.launch import HospitalPlace
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shared_model.files import private_directory
 from shared_model.transport import Transport
-from shared_model.vocabulary_rules import MOST_CHARACTERS, MOST_CODES
+from shared_model.vocabulary_rules import MOST_CODES, is_code
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Numbers = Mapping[str, int | float]
@@ -83,8 +83,8 @@ def check_agreement(kind: str, arrays: Arrays, codes: Codes, cut: Mapping[str, i
     for name, texts in codes.items():
         if name not in ALLOWED_CODES[kind] or len(texts) > MOST_CODES:
             raise ValueError(f"{len(texts)} codes '{name}' must not leave in a reply to '{kind}'")
-        if any(type(text) is not str or not 0 < len(text) <= MOST_CHARACTERS for text in texts):
-            raise ValueError(f"a code of '{name}' is no text of 1 to {MOST_CHARACTERS} characters: it must not leave")
+        if not all(map(is_code, texts)):
+            raise ValueError(f"a code of '{name}' is no text that hospitals tell each other: it must not leave")
     allowed = _agreement_arrays(kind, arrays, codes, cut)
     for name, array in arrays.items():
         if (str(array.dtype), array.shape) != allowed.get(name):
@@ -102,35 +102,55 @@ def _agreement_arrays(
         medications = min(arrays["medications"].size if "medications" in arrays else 0, MOST_CODES)
         sizes = {"procedure-counts": counted, "medications": medications, "medication-counts": medications}
     else:
-        names = len(codes.get("names", ()))
-        sizes = {"named": names, "name-counts": names}
+        sizes = {"named": len(codes.get("names", ()))}
     masks = [(modality, "bool", size) for modality, size in cut.items()]
     return {name: (dtype, (size,)) for name, dtype, size in masks + [(n, "int64", s) for n, s in sizes.items()]}
 
 
-def record(
-    ledger: Path, kind: str, number: int, arrays: Arrays, numbers: Numbers, texts: Texts, codes: Codes | None = None
-) -> None:
-    """Add a line to the ledger: what leaves, its size, and a digest of its content."""
-    codes = {} if codes is None else codes
+def digest_of(arrays: Arrays, codes: Codes) -> str:
+    """SHA-256 of what arrays and lists of codes hold."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
-    lists = {name: "\0".join(codes[name]).encode() for name in sorted(codes)}
-    for name, content in lists.items():
-        digest.update(name.encode() + content)
+    for name in sorted(codes):
+        digest.update(name.encode() + _joined(codes[name]))
+    return digest.hexdigest()
+
+
+def _joined(codes: list[str]) -> bytes:
+    return "\0".join(codes).encode()
+
+
+def record(
+    ledger: Path,
+    kind: str,
+    number: int,
+    arrays: Arrays,
+    numbers: Numbers,
+    texts: Texts,
+    codes: Codes | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a line to the ledger: what leaves, its size, and a digest of its content.
+
+    Args:
+        asked: sizes and digest of the cut or vocabulary that the reply stands on, if the message held one.
+    """
+    codes = {} if codes is None else codes
     line: dict[str, Any] = {
         "kind": kind,
         "round": number,
         "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
         "bytes": sum(array.nbytes for array in arrays.values()),
-        "digest": digest.hexdigest(),
+        "digest": digest_of(arrays, codes),
         "numbers": dict(numbers),
         "texts": dict(texts),
     }
     if codes:
-        line["codes"] = {name: [len(codes[name]), len(lists[name])] for name in lists}  # how many, and their bytes
+        line["codes"] = {name: [len(found), len(_joined(found))] for name, found in codes.items()}  # how many, bytes
+    if asked:
+        line["asked"] = dict(asked)
     private_directory(ledger.parent)
     _append(ledger, json.dumps(line).encode() + b"\n")
 

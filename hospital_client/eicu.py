@@ -6,6 +6,7 @@
 3. The most frequent procedures and medications are kept, ties going to the smaller code; all diagnoses are kept.
 4. Stays with a diagnosis, a procedure and a medication left are records; hospitals with enough of them are kept.
 5. A vocabulary is the codes that occur in the records left, ascending; records are ordered by hospital, then stay.
+   A medication is called what most of the hospitals left call it, each by its most frequent name; ties: the smallest.
 
 A whole database and one hospital's own tables go the same way. The order of rows and columns does not matter.
 Where hospitals have agreed on a vocabulary, it stands in the place of rules 3 and 5.
@@ -61,7 +62,9 @@ def extract_records(raw: Path, options: PreparationOptions) -> Extraction:
     entries = _of_records(entries, is_record, trail, f"hospitals of {options.min_records:,} records")
 
     entries = {name: table.occurring() for name, table in entries.items()}
-    dataset = Dataset(_vocabulary(tables, entries), _records(stays, is_record, entries), options.split_by_patient)
+    dataset = Dataset(
+        _vocabulary(tables, entries, is_record), _records(stays, is_record, entries), options.split_by_patient
+    )
     named = np.array([names_a_drug(code, tables.words) for code in dataset.vocabulary.procedures])
     return Extraction(
         dataset=dataset,
@@ -123,9 +126,10 @@ def _late(entries: Entries) -> Share:
     return Share(int((~entries.is_early).sum()), len(entries.is_early))
 
 
-def _vocabulary(tables: Tables, entries: dict[str, Entries]) -> Vocabulary:
-    """Rule 5: the codes that are left, and the medications' names."""
-    names = tables.names.most_frequent()
+def _vocabulary(tables: Tables, entries: dict[str, Entries], is_record: Mask) -> Vocabulary:
+    """Rule 5: the codes that are left, and what most of the hospitals that are left call the medications."""
+    left = np.unique(tables.stays.hospital[is_record])
+    names = tables.names.select(np.isin(tables.names.hospital, left)).of_most_hospitals()
     medications = [int(code) for code in entries["medication"].codes]
     return Vocabulary(
         diagnoses=tuple(str(code) for code in entries["diagnosis"].codes),

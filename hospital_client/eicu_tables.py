@@ -17,7 +17,7 @@ from hospital_client.csv_table import CsvTable, Positions, read_csv_table, shown
 from hospital_client.leak_audit import EARLY_HOURS, Share, drug_words, names_a_drug
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
-from shared_model.vocabulary_rules import most_frequent, most_frequent_names
+from shared_model.vocabulary_rules import most_frequent, most_frequent_names, names_of_most_hospitals
 
 TABLES = ("patient", "diagnosis", "treatment", "medication")
 _STAY = "patientunitstayid"
@@ -69,37 +69,56 @@ class Entries:
 
 @dataclass(frozen=True)
 class DrugNames:
-    """The drug names of each medication: a pair each, by code, then name.
+    """The drug names of each medication in each hospital: once each, by code, then name, then hospital.
 
     Attributes:
-        code, name: positions in `codes` and `texts`.
-        rows, stays: in how many it occurs.
+        code, name, hospital: positions in `codes`, in `texts` and among the hospitals.
+        rows, stays: in how many of the hospital's it occurs.
     """
 
     codes: list[int]
     texts: list[str]
     code: Positions
     name: Positions
+    hospital: Positions
     rows: Positions
     stays: Positions
 
     @staticmethod
-    def of(codes: list[int], code: Positions, texts: list[str], name: Positions, stay: Positions) -> DrugNames:
-        """Of rows; a name of -1 is none."""
+    def of(
+        codes: list[int], code: Positions, texts: list[str], name: Positions, stay: Positions, hospital: Positions
+    ) -> DrugNames:
+        """Of rows; a name of -1 is none.
+
+        Args:
+            hospital: of each stay.
+        """
         there = name >= 0
-        width, stays = max(len(texts), 1), int(stay.max(initial=0)) + 1
-        key = (code[there] * width + name[there]) * stays + stay[there]
+        width, stays = max(len(texts), 1), max(len(hospital), 1)
+        by_hospital = np.argsort(hospital, kind="stable")
+        rank = np.empty_like(by_hospital)
+        rank[by_hospital] = np.arange(len(hospital))
+        key = (code[there] * width + name[there]) * stays + rank[stay[there]]
         key.sort()
-        pair = key // stays
-        first = np.flatnonzero(np.diff(pair, prepend=-1) > 0)
+        pair, own = key // stays, hospital[by_hospital[key % stays]]
+        first = np.flatnonzero((np.diff(pair, prepend=-1) > 0) | (np.diff(own, prepend=-1) != 0))
         new_stays = np.append(0, (np.diff(key, prepend=-1) > 0).cumsum())
         code, name = np.divmod(pair[first], width)
         ends = np.append(first[1:], len(key)).astype(np.int64)
-        return DrugNames(codes, texts, code, name, ends - first, new_stays[ends] - new_stays[first])
+        return DrugNames(codes, texts, code, name, own[first], ends - first, new_stays[ends] - new_stays[first])
 
-    def most_frequent(self) -> dict[int, str]:
-        """The most frequent name of each medication, ties: the smallest; none for one that never has a name."""
-        found = zip(*most_frequent_names(self.code, self.name, self.rows), strict=True)
+    def select(self, chosen: Mask) -> DrugNames:
+        parts = (self.code, self.name, self.hospital, self.rows, self.stays)
+        return DrugNames(self.codes, self.texts, *(part[chosen] for part in parts))
+
+    def of_each_hospital(self) -> tuple[Positions, Positions]:
+        """Each hospital's codes with its most frequent name, ties: the smallest."""
+        of_hospital, name = most_frequent_names(self.hospital * len(self.codes) + self.code, self.name, self.rows)
+        return of_hospital % max(len(self.codes), 1), name
+
+    def of_most_hospitals(self) -> dict[int, str]:
+        """The name that most hospitals have for a medication, ties: the smallest; none for one that never has any."""
+        found = zip(*names_of_most_hospitals(*self.of_each_hospital()), strict=True)
         return {self.codes[code]: self.texts[name] for code, name in found}
 
 
@@ -248,7 +267,7 @@ def _read_medications(
     stay, code, name = stay[left], code[left], name[left]
     entries = Entries(stay, code, np.ones(len(stay), dtype=bool), codes).distinct()
     trail.add("medication", "each code once a stay", entries.stay)
-    return entries, DrugNames.of(codes, code, names, name, stay), words
+    return entries, DrugNames.of(codes, code, names, name, stay, trail.stays.hospital), words
 
 
 def _is_cancelled(table: CsvTable, column: str) -> Mask:

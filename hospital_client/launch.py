@@ -22,6 +22,7 @@ from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
+from shared_model.vocabulary_rules import MINIMUM_COUNT
 
 _DELAY = 10.0
 _REASONS = (
@@ -55,7 +56,7 @@ class HospitalPlace:
     root_certificates: Path | None
     private_key: Path | None
     is_raw: bool = False
-    minimum_count: int = 1
+    minimum_count: int = MINIMUM_COUNT
 
     @property
     def host(self) -> str:

@@ -63,16 +63,24 @@ def prepare(raw: Path, directory: Path, options: PreparationOptions, *, force: b
     return report
 
 
-def prepare_agreed(raw: Path, hospital: int, vocabulary: Vocabulary, directory: Path) -> None:
+def prepare_agreed(raw: Path, hospital: int, vocabulary: Vocabulary, directory: Path, *, least: int) -> None:
     """Keep one hospital's records under an agreed vocabulary as a dataset directory, if they are not there already.
 
+    Args:
+        least: records below which nothing is kept, as their number would tell of few stays.
+
     Raises:
-        TemptError: a raw table is missing, unsound or another hospital's, or the directory can't be written to.
+        TemptError: a raw table is missing, unsound or another hospital's, there are fewer records, or the directory
+            can't be written to.
     """
     sources = source_digests(raw)
     if _is_kept(directory, vocabulary, sources):
         return
     dataset = extract_agreed(raw, hospital, vocabulary)
+    if len(dataset.records) < least:
+        raise TemptError(
+            f"{raw}: {len(dataset.records)} records under this vocabulary, fewer than the minimum of {least}"
+        )
     options = {"split_by_patient": dataset.split_by_patient}
     about = {"format": 1, "options": options, "sources": sources, "digest": dataset.digest}
     private_directory(directory.parent)

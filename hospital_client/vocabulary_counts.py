@@ -2,7 +2,8 @@
 
 Two answers, of names and sums alone. First which codes it has and in how many stays; then, once the counts of all
 hospitals are cut, how many records remain under the cut, which of its codes these records hold, and what its
-medications are called. A code or a drug name that fewer stays than the minimum have is named in neither.
+medications are called. A code or a drug name that fewer stays than the minimum have, or that is no text of one line, is
+named in neither; fewer records than the minimum are told as none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hospital_client.eicu_tables import Entries, Tables
+from shared_model.vocabulary_rules import is_code
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,29 @@ def remaining(
 
     Args:
         diagnoses, procedures, medications: the cut.
-        min_records: a hospital with fewer is left out, so its codes are not told.
+        min_records: a hospital with fewer is left out, so its codes and names are not told.
     """
     entries = tables.among(diagnoses, procedures, medications)
     is_record = tables.with_all_three(entries)
     records = int(is_record.sum())
+    has_enough = records >= max(minimum, min_records)
     arrays: dict[str, NDArray[np.generic]] = {}
     for modality, table in (("diagnoses", "diagnosis"), ("procedures", "treatment"), ("medications", "medication")):
         left = entries[table].select(is_record[entries[table].stay])
-        arrays[modality] = (left.frequency() >= minimum) & (records >= min_records)
+        arrays[modality] = (left.frequency() >= minimum) & has_enough
     names = tables.names
     place = {code: number for number, code in enumerate(medications)}
-    position = np.array([place.get(code, -1) for code in names.codes], dtype=np.int64)[names.code]
-    told = (position >= 0) & (names.stays >= minimum)
-    arrays["named"], arrays["name-counts"] = position[told], names.rows[told]
-    return Told({"records": records}, arrays, {"names": [names.texts[name] for name in names.name[told]]})
+    position = np.array([place.get(code, -1) for code in names.codes], dtype=np.int64)
+    may_be_told = np.array([is_code(text) for text in names.texts], dtype=bool)
+    told = (position[names.code] >= 0) & (names.stays >= minimum) & may_be_told[names.name] & has_enough
+    code, name = names.select(told).of_each_hospital()
+    arrays["named"] = position[code]
+    return Told({"records": records if records >= minimum else 0}, arrays, {"names": [names.texts[n] for n in name]})
 
 
 def _counted(entries: Entries, minimum: int) -> tuple[list[int | str], NDArray[np.int64]]:
-    """The codes that enough stays have, ascending, and how many have them."""
+    """The codes that enough stays have and that may be told, ascending, and how many have them."""
     frequency = entries.frequency()
-    named = np.flatnonzero(frequency >= minimum)
+    may_be_told = np.array([isinstance(code, int) or is_code(code) for code in entries.codes], dtype=bool)
+    named = np.flatnonzero((frequency >= minimum) & may_be_told)
     return [entries.codes[int(code)] for code in named], frequency[named]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shared_model.errors import printable
 from shared_model.transport import Transport
-from shared_model.vocabulary_rules import MOST_CHARACTERS
+from shared_model.vocabulary_rules import MOST_CHARACTERS, is_code
 
 Float32 = NDArray[np.float32]
 Arrays = dict[str, Float32]
@@ -147,26 +147,18 @@ def texts_of(lists: Mapping[str, object], name: str, most: int) -> list[str]:
     """A list of codes or drug names.
 
     Raises:
-        Rejected: it is none or too long, or one of them is no text, empty, too long, or not stripped.
+        Rejected: it is none or too long, or one of them is no text, empty, too long, not stripped or not printable.
     """
     found = lists[name]
     if not isinstance(found, list) or len(found) > most:
         many = f"{len(found):,} texts" if isinstance(found, list) else type(found).__name__
         raise Rejected(f"{name} is {many}, expected a list of at most {most:,} texts")
     for place, text in enumerate(found, start=1):
-        if not isinstance(text, str) or not _is_code(text):
+        if not is_code(text):
             raise Rejected(
-                f"{name}: number {place} is no text of 1 to {MOST_CHARACTERS:,} characters without blank ends"
+                f"{name}: number {place} is no text of 1 to {MOST_CHARACTERS:,} printable characters without blank ends"
             )
     return list(found)
-
-
-def _is_code(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return 0 < len(text) <= MOST_CHARACTERS and text == text.strip()
 
 
 def integers_of(

@@ -38,8 +38,8 @@ from shared_model.vocabulary_rules import (
     MOST_CODES,
     AgreementRules,
     most_frequent,
-    most_frequent_names,
     nameless,
+    names_of_most_hospitals,
 )
 
 Code = TypeVar("Code", int, str)
@@ -79,14 +79,13 @@ class _Remaining(NamedTuple):
 
     Attributes:
         holds: which of the cut's codes its records hold.
-        medication, name, rows: how often a medication of the cut, by position, has a name.
+        medication, name: what the hospital calls a medication of the cut, by position.
     """
 
     records: int
     holds: dict[Modality, Mask]
     medication: Integers
     name: list[str]
-    rows: Integers
 
 
 class _Cut(NamedTuple):
@@ -141,6 +140,7 @@ def agree(
         expected=expected,
         read=read,
     )
+    _leave_out_the_largest(counts, left_out)
     _enough(len(counts), expected, least, left_out)
     cut = _cut_of([counts[hospital] for hospital in sorted(counts)], rules)
 
@@ -163,7 +163,7 @@ def agree(
     for who, reason in left_out.items():
         told.say(f"{who} has no part in the vocabulary: {reason}")
     _enough(len(kept), expected, least, left_out)
-    vocabulary = _vocabulary(cut, list(kept.values()), list(answers.values()))
+    vocabulary = _vocabulary(cut, list(kept.values()))
     for modality in MODALITIES:
         if not getattr(vocabulary, modality):
             raise TemptError(
@@ -171,6 +171,14 @@ def agree(
                 "--minimum-count"
             )
     return Agreement(vocabulary, {hospital: answer.records for hospital, answer in answers.items()}, left_out)
+
+
+def _leave_out_the_largest(counts: dict[int, _Counts], left_out: dict[str, str]) -> None:
+    """Until all diagnoses together are few enough: they are not cut, so one hospital could make the model huge."""
+    while (told := len({code for hospital in counts.values() for code in hospital.diagnoses})) > MOST_CODES:
+        most = max(counts, key=lambda hospital: len(counts[hospital].diagnoses))
+        left_out[f"hospital {most}"] = f"it told most of {told:,} diagnoses, expected at most {MOST_CODES:,}"
+        del counts[most]
 
 
 def _enough(found: int, expected: int, least: int, left_out: Mapping[str, str]) -> None:
@@ -228,19 +236,18 @@ def _remaining_of(hospital: int, reply: Message | None, cut: _Cut) -> _Remaining
     if count_of(metrics, "hospital") != hospital:
         raise Rejected(f"says that it is hospital {metrics['hospital']}, expected {hospital}")
     records = count_of(metrics, "records", most=MOST_RECORDS)
-    codes, arrays = codes_and_arrays_of(reply, {"names"}, {*MODALITIES, "named", "name-counts"})
+    codes, arrays = codes_and_arrays_of(reply, {"names"}, {*MODALITIES, "named"})
     holds = {modality: mask_of(arrays, modality, len(getattr(cut, modality))) for modality in MODALITIES}
     names = texts_of(codes, "names", MOST_CODES)
     medication = integers_of(arrays, "named", of=len(names), least=0, most=len(cut.medications) - 1)
-    ascending("names", list(zip(medication.tolist(), names, strict=True)))
-    rows = integers_of(arrays, "name-counts", of=len(names), least=1, most=MOST_RECORDS)
-    return _Remaining(records, holds, medication, names, rows)
+    ascending("named", medication.tolist())
+    return _Remaining(records, holds, medication, names)
 
 
-def _vocabulary(cut: _Cut, kept: Sequence[_Remaining], answers: Sequence[_Remaining]) -> Vocabulary:
-    """Rule 5 of the preparation; drug names count wherever they occur, as codes do."""
+def _vocabulary(cut: _Cut, kept: Sequence[_Remaining]) -> Vocabulary:
+    """Rule 5 of the preparation."""
     held = {modality: np.any([told.holds[modality] for told in kept], axis=0) for modality in MODALITIES}
-    names = _names(answers)
+    names = _names(kept)
     medications = np.flatnonzero(held["medications"]).tolist()
     return Vocabulary(
         diagnoses=tuple(code for code, there in zip(cut.diagnoses, held["diagnoses"], strict=True) if there),
@@ -250,14 +257,11 @@ def _vocabulary(cut: _Cut, kept: Sequence[_Remaining], answers: Sequence[_Remain
     )
 
 
-def _names(answers: Sequence[_Remaining]) -> dict[int, str]:
-    """The most frequent name of each medication of the cut, by its position there."""
-    texts = sorted({name for told in answers for name in told.name})
+def _names(kept: Sequence[_Remaining]) -> dict[int, str]:
+    """What most hospitals call each medication of the cut, by its position there: one vote a hospital."""
+    texts = sorted({name for told in kept for name in told.name})
     place = {text: number for number, text in enumerate(texts)}
-    medication = np.concatenate([told.medication for told in answers])
-    name = np.array([place[text] for told in answers for text in told.name], dtype=np.int64)
-    pair, which = np.unique(medication * max(len(texts), 1) + name, return_inverse=True)
-    rows = np.zeros(len(pair), dtype=np.int64)
-    np.add.at(rows, which, np.concatenate([told.rows for told in answers]))
-    found = most_frequent_names(*np.divmod(pair, max(len(texts), 1)), rows)
+    medication = np.concatenate([told.medication for told in kept])
+    name = np.array([place[text] for told in kept for text in told.name], dtype=np.int64)
+    found = names_of_most_hospitals(medication, name)
     return {int(medication): texts[name] for medication, name in zip(*found, strict=True)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -44,8 +44,7 @@ class Vocabulary:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the three code lists: equal digests mean that a position is the same code on both sides."""
-        text = json.dumps([self.diagnoses, self.procedures, self.medications], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.diagnoses, self.procedures, self.medications)
 
     def content(self) -> dict[str, list[str] | list[int]]:
         """The lists by name, for a file or a message."""
@@ -90,6 +89,11 @@ class Vocabulary:
             hint = f"; the nearest is '{near[0]}'" if near else ""
             raise TemptError(f"{modality}: the vocabulary has no code '{code}'{hint}")
         return found
+
+
+def digest_of(*lists: Sequence[str] | Sequence[int]) -> str:
+    """SHA-256 of lists of codes."""
+    return hashlib.sha256(json.dumps(lists, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:

@@ -12,10 +12,12 @@ from pydantic import BaseModel, Field
 
 Positions = NDArray[np.int64]
 
-MOST_CODES = 100_000
-"""Codes of a kind, or drug names, that a hospital may name in an agreement."""
-MOST_CHARACTERS = 1_000
-"""Of a code or a drug name in an agreement."""
+MINIMUM_COUNT = 5
+"""Of a hospital's stays, below which a code is not named; a server and each hospital may ask for another."""
+MOST_CODES = 20_000
+"""Codes of a kind that a hospital may name in an agreement, and diagnoses that all hospitals together may name."""
+MOST_CHARACTERS = 200
+"""Of a code or a drug name in an agreement; the longest of the open eICU demo has 147."""
 
 
 class VocabularyRules(BaseModel, frozen=True, extra="forbid"):
@@ -29,7 +31,9 @@ class VocabularyRules(BaseModel, frozen=True, extra="forbid"):
 class AgreementRules(VocabularyRules, frozen=True, extra="forbid"):
     """What hospitals that agree on a vocabulary cut, and what they name at all."""
 
-    minimum_count: int = Field(5, ge=1, description="a code that fewer of a hospital's stays have is not named")
+    minimum_count: int = Field(
+        MINIMUM_COUNT, ge=1, description="a code that fewer of a hospital's stays have is not named"
+    )
 
 
 def most_frequent(frequency: Positions, count: int) -> NDArray[np.bool_]:
@@ -53,6 +57,25 @@ def most_frequent_names(code: Positions, name: Positions, count: Positions) -> t
     order = np.lexsort((name, -count, code))
     first = order[np.unique(code[order], return_index=True)[1]]
     return code[first], name[first]
+
+
+def names_of_most_hospitals(code: Positions, name: Positions) -> tuple[Positions, Positions]:
+    """Each code with the name that most hospitals have for it, ties: the smallest.
+
+    Args:
+        code, name: of each hospital its codes, once each, with its own most frequent name.
+    """
+    pairs, hospitals = np.unique(np.stack([code, name]), axis=1, return_counts=True)
+    return most_frequent_names(pairs[0], pairs[1], hospitals)
+
+
+def is_code(text: object) -> bool:
+    r"""Whether it is what hospitals may tell each other as a code or a drug name: one line, to be read by people.
+
+    >>> is_code("401.9, I10"), is_code("aspirin\n"), is_code("\x1b[2J")
+    (True, False, False)
+    """
+    return isinstance(text, str) and 0 < len(text) <= MOST_CHARACTERS and text == text.strip() and text.isprintable()
 
 
 def nameless(medication: int) -> str:

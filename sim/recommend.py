@@ -17,6 +17,7 @@ from shared_model.records import CodeSets, RecordSet
 from shared_model.run_directory import CONFIG
 from shared_model.settings import Settings
 from shared_model.vocabulary import read_vocabulary
+from shared_model.vocabulary_rules import nameless
 from sim.centralized import some
 from sim.methods import adapts, method
 from sim.units import FitUnit, Plan, context_of
@@ -83,7 +84,7 @@ def recommend(
     row = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0]
     above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32
     answer = [
-        Recommendation(code, name, probability, recommended)
+        Recommendation(code, name if name.isprintable() else nameless(code), probability, recommended)
         for code, name, probability, recommended in zip(
             vocabulary.medications, vocabulary.medication_names, row.tolist(), above, strict=True
         )

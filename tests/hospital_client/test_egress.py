@@ -189,7 +189,7 @@ COUNTED = {
 CODES = {"diagnoses": ["I10"], "procedures": ["a|b", "a|c"]}
 CUT = {"diagnoses": 2, "procedures": 3, "medications": 5}
 HELD = {name: np.zeros(size, bool) for name, size in CUT.items()}
-HELD |= {"named": np.array([4]), "name-counts": np.array([11])}
+HELD |= {"named": np.array([4])}
 NAMES = {"names": ["DRUG"]}
 
 
@@ -202,15 +202,16 @@ NAMES = {"names": ["DRUG"]}
         ("counts", COUNTED | {"medication-counts": np.array([4, 6, 9])}, CODES, "medication-counts"),
         ("counts", COUNTED | {"procedure-counts": np.array([5, 7, 1000])}, CODES, "procedure-counts"),
         ("counts", COUNTED | {"medications": np.array([900.0, 901.0, 902.0])}, CODES, "medications"),
-        ("counts", COUNTED | {"medications": np.arange(100_001)}, CODES, "medications"),
+        ("counts", COUNTED | {"medications": np.arange(20_001)}, CODES, "medications"),
         ("counts", COUNTED, CODES | {"patients": ["B"]}, "patients"),
         ("counts", COUNTED, CODES | NAMES, "names"),
-        ("counts", COUNTED, CODES | {"diagnoses": ["x" * 1001]}, "diagnoses"),
+        ("counts", COUNTED, CODES | {"diagnoses": ["x" * 201]}, "diagnoses"),
         ("counts", COUNTED, CODES | {"diagnoses": [""]}, "diagnoses"),
-        ("counts", COUNTED, CODES | {"diagnoses": ["x"] * 100_001}, "diagnoses"),
+        ("counts", COUNTED, CODES | {"diagnoses": ["x"] * 20_001}, "diagnoses"),
         ("remaining", HELD | {"diagnoses": np.zeros(3, bool)}, NAMES, "diagnoses"),
         ("remaining", HELD | {"diagnoses": np.zeros(2, np.int64)}, NAMES, "diagnoses"),
-        ("remaining", HELD | {"name-counts": np.array([4])}, NAMES, "name-counts"),
+        ("remaining", HELD | {"name-counts": np.array([11])}, NAMES, "name-counts"),
+        ("remaining", HELD, {"names": ["DRUG\x1b[2J"]}, "names"),
         ("remaining", HELD | {"named": np.array([4, 5])}, NAMES, "named"),
         ("remaining", HELD, NAMES | {"diagnoses": ["I10"]}, "diagnoses"),
     ],

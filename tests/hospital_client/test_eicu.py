@@ -158,9 +158,27 @@ def test_extract_option_beyond_the_paper_leaves_rows_out(
 
 
 def test_extract_cancelled_orders_do_not_name_a_medication(tmp_path: Path) -> None:
-    options = PreparationOptions(min_records=1, leave_out_cancelled_orders=True)
-    names = extract_records(write_tables(tmp_path), options).dataset.vocabulary.medication_names
-    assert names == ("METOPROLOL 25 MG PO TABS", "HICL 40")
+    medication = [(1, "30", "METOPROLOL", "No"), (2, "30", "LOPRESSOR", "Yes"), (3, "40", "", "No")]
+    raw = write_tables(tmp_path, CONSORTIUM | {"medication": medication})
+    for leave_out, name in ((False, "LOPRESSOR"), (True, "METOPROLOL")):
+        options = PreparationOptions(min_records=1, leave_out_cancelled_orders=leave_out)
+        assert extract_records(raw, options).dataset.vocabulary.medication_names == (name, "HICL 40")
+
+
+def test_a_hospital_with_many_rows_named_every_hospitals_medication(tmp_path: Path) -> None:
+    """One vote a hospital, and none for a hospital that is left out."""
+    patient = [(stay, 11 + (stay > 2) + (stay > 4) + (stay > 6), f"P{stay}") for stay in range(1, 8)]
+    name = {11: "BRAND", 12: "GENERIC", 13: "GENERIC", 14: "BRAND"}
+    tables = {
+        "patient": patient,
+        "diagnosis": [(stay, "I10", 0) for stay, _, _ in patient],
+        "treatment": [(stay, "a|b", 0) for stay, _, _ in patient],
+        "medication": [(s, "30", name[h], "No") for s, h, _ in patient for _ in range(9 if h == 11 else 1)],
+    }
+    raw = write_tables(tmp_path, tables)
+    for min_records, expected in ((1, "BRAND"), (2, "GENERIC")):  # 14 has one record: with it, two against two
+        options = PreparationOptions(min_records=min_records)
+        assert extract_records(raw, options).dataset.vocabulary.medication_names == (expected,)
 
 
 def test_extract_real_demo_in_another_form_gives_the_same_records(eicu_demo: Path, tmp_path: Path) -> None:
@@ -290,17 +308,25 @@ def oracle(
     with_texts = codes("medication", "drughiclseqno")
     medications = most_frequent({(stay, int(code.split(".")[0])) for stay, code in with_texts}, top_medications)
 
-    names: dict[int, Counter[str]] = defaultdict(Counter)
-    for row in rows("medication"):
-        code, name = row["drughiclseqno"].strip(), row["drugname"].strip()
-        if int(row["patientunitstayid"]) in hospital and code and name:
-            names[int(code.split(".")[0])][name] += 1
-    best = {code: min(counts, key=lambda name: (-counts[name], name)) for code, counts in names.items()}
-
     complete = {stay for stay, _ in diagnoses} & {stay for stay, _ in procedures} & {stay for stay, _ in medications}
     size = Counter(hospital[stay] for stay in complete)
     kept = sorted((s for s in complete if size[hospital[s]] >= min_records), key=lambda s: (hospital[s], s))  # 4, 5
     patients = sorted({patient[stay] for stay in kept})
+    left = {hospital[stay] for stay in kept}
+
+    def most(counts: Counter[str]) -> str:
+        return min(counts, key=lambda name: (-counts[name], name))
+
+    names: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
+    for row in rows("medication"):
+        code, name = row["drughiclseqno"].strip(), row["drugname"].strip()
+        there = hospital.get(int(row["patientunitstayid"]), -1)
+        if there in left and code and name:
+            names[int(code.split(".")[0]), there][name] += 1
+    votes: dict[int, Counter[str]] = defaultdict(Counter)
+    for (medication, _), counts in names.items():
+        votes[medication][most(counts)] += 1
+    best = {medication: most(counts) for medication, counts in votes.items()}
 
     def of(stay: int, pairs: set[tuple[int, Any]]) -> list[Any]:
         return sorted(code for other, code in pairs if other == stay)

@@ -85,6 +85,7 @@ class Network:
         """
         name = name or f"hospital-{hospital}"
         arguments = self.options(hospital, **options)
+        arguments += ["--minimum-count", "1"] if "raw" in options else []
         self.start(name, "hospital", "launch", *arguments, "--state", self.root / name, path=path)
 
     def running(self, name: str = "server") -> bool:

@@ -80,11 +80,13 @@ def _set(place: int, value: Any) -> Callable[[Any], Any]:
 COUNTS: dict[str, tuple[Change, str]] = {
     "numbers for codes": (_list("diagnoses", lambda codes: [1, 2]), "diagnoses: number 1 is no text"),
     "one text for a list": (_list("procedures", lambda codes: "area"), "procedures is str, expected a list"),
-    "an empty code": (_list("diagnoses", _set(0, "")), "diagnoses: number 1 is no text of 1 to 1,000"),
+    "an empty code": (_list("diagnoses", _set(0, "")), "diagnoses: number 1 is no text of 1 to 200 "),
     "a blank at its end": (_list("diagnoses", _set(2, "250.0 ")), "diagnoses: number 3 is no text"),
-    "a code without end": (_list("procedures", _set(1, "x" * 1001)), "procedures: number 2 is no text"),
+    "a code without end": (_list("procedures", _set(1, "x" * 201)), "procedures: number 2 is no text"),
+    "orders to a terminal": (_list("diagnoses", _set(0, "\x1b[2J")), "diagnoses: number 1 is no text"),
+    "text from right to left": (_list("procedures", _set(1, "a\u202eb")), "procedures: number 2 is no text"),
     "no text at all": (_list("procedures", _set(1, "\ud800")), "procedures: number 2 is no text"),
-    "codes without end": (_list("diagnoses", lambda codes: [f"{i:06}" for i in range(100_001)]), "100,001 texts"),
+    "codes without end": (_list("diagnoses", lambda codes: [f"{i:06}" for i in range(20_001)]), "20,001 texts"),
     "a code twice": (_list("diagnoses", lambda codes: [codes[0], *codes]), "diagnoses: not in ascending order"),
     "any order": (_list("procedures", lambda codes: codes[::-1]), "procedures: not in ascending order"),
     "a code more": (_list("procedures", lambda codes: [*codes, "~"]), "procedure-counts is int64"),
@@ -94,7 +96,7 @@ COUNTS: dict[str, tuple[Change, str]] = {
     "half counts": (_array("procedure-counts", lambda a: a + 0.5), "procedure-counts is float64"),
     "a table of counts": (_array("procedure-counts", lambda a: a[None]), "procedure-counts is int64[1, "),
     "a medication twice": (_array("medications", lambda a: np.sort(_set(0, a[1])(a))), "medications: not in ascending"),
-    "medications without end": (_array("medications", lambda a: np.arange(100_001)), "has 100,001 numbers"),
+    "medications without end": (_array("medications", lambda a: np.arange(20_001)), "has 20,001 numbers"),
     "a lying type": (_lies, "medications is float64[7]"),
     "another list": (_more("codes", "stays"), "stays came, and nobody asked for it"),
     "another array": (_more("arrays", "diagnoses"), "diagnoses came, and nobody asked for it"),
@@ -113,9 +115,10 @@ REMAINING: dict[str, tuple[Change, str]] = {
     "marks that are numbers": (_array("medications", lambda a: a.astype(np.int64)), "medications is int64["),
     "a medication that is none": (_array("named", _set(-1, 10**6)), "named holds 1000000, expected 0 to"),
     "a name without a count": (_list("names", lambda names: [*names, "z"]), "named is int64"),
-    "a name too long": (_list("names", _set(0, "A" * 1001)), "names: number 1 is no text"),
-    "a name twice": (_list("names", lambda names: [names[0], *names[:-1]]), "names: not in ascending order"),
-    "a name never": (_array("name-counts", _set(0, 0)), "name-counts holds 0, expected 1 to"),
+    "a name of two lines": (_list("names", _set(0, "A\nB")), "names: number 1 is no text"),
+    "a name too long": (_list("names", _set(0, "A" * 201)), "names: number 1 is no text"),
+    "two names of one": (_array("named", lambda a: np.sort(_set(0, a[1])(a))), "named: not in ascending order"),
+    "counts of names": (_more("arrays", "name-counts"), "name-counts came, and nobody asked for it"),
 }
 
 
@@ -175,6 +178,41 @@ def test_codes_of_a_hospital_with_too_few_records_do_not_count_even_if_it_tells_
     assert set(found.vocabulary.diagnoses) < set(sound.vocabulary.diagnoses)
 
 
+def test_a_hospital_with_thousands_of_made_up_codes_blew_the_vocabulary_up_for_all(
+    raw: RawConsortium, without: Agreement
+) -> None:
+    found = tampered(raw, "counts", _list("diagnoses", lambda codes: [f"{i:06}" for i in range(20_000)]))
+    (why,) = found.left_out.values()
+    assert list(found.left_out) == [f"hospital {BAD}"]
+    assert why.startswith("it told most of 20,0") and why.endswith("diagnoses, expected at most 20,000"), why
+    assert found.vocabulary == without.vocabulary
+
+
+def _renames(content: RecordDict) -> None:
+    """Every medication that the hospital has, with a name that sorts before all others."""
+    _list("names", lambda names: [f"A{place:05}" for place in range(len(names))])(content)
+
+
+def test_a_hospital_that_was_left_out_renamed_everybodys_medications(raw: RawConsortium) -> None:
+    def change(content: RecordDict) -> None:
+        _renames(content)
+        _number("records", 0)(content)
+
+    honest = tampered(raw, "remaining", _number("records", 0)).vocabulary
+    assert tampered(raw, "remaining", change).vocabulary == honest
+
+
+def test_one_hospital_renamed_medications_that_two_others_call_the_same(raw: RawConsortium) -> None:
+    own = [agreed({h: place}, 2).vocabulary for h, place in raw.places().items() if h != BAD]
+    called = [dict(zip(v.medications, v.medication_names, strict=True)) for v in own]
+    alike = {code: name for code, name in called[0].items() if called[1].get(code) == name and "DRUG" in name}
+    assert len(alike) > 1
+    found = tampered(raw, "remaining", _renames).vocabulary
+    names = dict(zip(found.medications, found.medication_names, strict=True))
+    assert {code: names[code] for code in alike} == alike
+    assert any(name.startswith("A0") for name in names.values()), "where it is the only one, it has the say"
+
+
 def test_a_hospital_that_says_that_it_is_another_is_not_believed(raw: RawConsortium, without: Agreement) -> None:
     class Named(Listening):
         def get_nodes(self) -> list[NodeInfo]:
@@ -214,13 +252,13 @@ def test_a_hospital_whose_records_are_prepared_cannot_be_counted(raw: RawConsort
 def test_without_a_code_that_enough_records_have_there_is_no_vocabulary(raw: RawConsortium, tmp_path: Path) -> None:
     with pytest.raises(TooFewHospitals, match="0 hospitals of 3, expected at least 1; hospital 3: 0 records"):
         agreed(raw.places(), 1000)
-    tables: Tables = {  # five stays have each code, two have all three
-        "patient": [(stay, 3, "A") for stay in range(1, 12)],
-        "diagnosis": [(stay, "I10", 0) for stay in range(1, 6)],
-        "treatment": [(stay, "a|b", 0) for stay in range(4, 9)],
-        "medication": [(stay, "7", "", "No") for stay in (4, 5, 9, 10, 11)],
+    tables: Tables = {  # five stays have each diagnosis; the six that have all three have each of them three times
+        "patient": [(stay, 3, "A") for stay in range(1, 11)],
+        "diagnosis": [(stay, "I10" if stay % 2 else "I11", 0) for stay in range(1, 11)],
+        "treatment": [(stay, "a|b", 0) for stay in range(1, 7)],
+        "medication": [(stay, "7", "", "No") for stay in range(1, 7)],
     }
-    few = RawConsortium(tmp_path, tables).places()
-    assert agreed(few, 2).records == {3: 2}
+    few = RawConsortium(tmp_path, tables)
+    assert agreed(few.places(), 2).records == {3: 6}
     with pytest.raises(TemptError, match="diagnoses: no code is left that 5 stays of a hospital have; lower --min"):
-        agreed(few, 5)
+        agreed(few.places(), 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections import Counter
@@ -15,6 +16,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from hospital_client.app import Place
+from hospital_client.cli import launch
 from hospital_client.preparation import prepare_in_memory
 from hospital_client.preparation_options import PreparationOptions
 from server.told import Told
@@ -22,6 +25,7 @@ from server.vocabulary_agreement import agree
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.records import RecordSet
 from shared_model.vocabulary_rules import AgreementRules
+from tests.hospital_client.raw_tables import write_tables
 from tests.hospital_client.test_eicu import _HICL, _OFFSETS, _padded
 from tests.server.raw_consortium import (
     LOOSE,
@@ -49,7 +53,7 @@ def assert_same_records(found: RecordSet, expected: RecordSet) -> None:
 
 _TEXTS = {
     "diagnosis": _padded(st.sampled_from(["", "I10", "401.9, I10", "i10", "é"])),
-    "treatment": _padded(st.sampled_from(["", "a|b", "a|é", "a", "B"])),
+    "treatment": _padded(st.sampled_from(["", "a|b", "a|é", "a", "B", "a\x1b[2J"])),
 }
 _STAYS = st.integers(1, 10)  # 10 is nobody's
 _TABLES = st.fixed_dictionaries(
@@ -77,6 +81,11 @@ def _with_a_row(tables: Tables) -> Tables:
     return tables
 
 
+def _printable(tables: Tables) -> Tables:
+    """The same tables without what hospitals do not tell each other: texts that are no line to be read."""
+    return {n: [tuple(v if str(v).strip().isprintable() else "" for v in row) for row in tables[n]] for n in tables}
+
+
 @given(
     tables=_TABLES,
     min_records=st.sampled_from([1, 1, 2, 3]),
@@ -92,7 +101,8 @@ def test_where_every_code_is_named_it_is_the_vocabulary_and_the_records_of_prepa
         raw = RawConsortium(Path(folder), tables)
         places = raw.places()
         try:
-            expected = prepare_in_memory(raw.all, PreparationOptions(**rules))[0]
+            printable = write_tables(raw.folder / "printable", _printable(tables))
+            expected = prepare_in_memory(printable, PreparationOptions(**rules))[0]
         except TemptError:
             event("no record")
             with pytest.raises(TooFewHospitals, match="the vocabulary agreement: 0 hospitals"):
@@ -136,7 +146,7 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
     for hospital, tables in raw.own.items():
         counts, remaining = (grid.of(f"vocabulary_{name}")[hospital].content for name in ("counts", "remaining"))
         has = {name: stays_of(rows, 1) for name, rows in tables.items()}
-        names = stays_of(tables["medication"], 2)
+        stays_with = stays_of([(row[0], row[1:3]) for row in tables["medication"] if row[2]], 1)
 
         # exactly the codes that enough stays have, and of two tables how many
         codes, arrays = counts.config_records["codes"], counts.array_records["arrays"]
@@ -157,20 +167,44 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
             expected_mask = [len(has[table].get(code, set()) & complete) >= minimum for code in cut[table]]
             assert arrays[modality].numpy().tolist() == expected_mask, modality
 
-        # names of medications of the cut, that enough stays have, with their rows
-        rows = Counter((row[1], row[2]) for row in tables["medication"] if row[2])
+        # of a medication of the cut, the most frequent of the names that enough stays have
+        rows = Counter((row[1], row[2]) for row in tables["medication"] if len(stays_with[row[1], row[2]]) >= minimum)
         pairs = zip(arrays["named"].numpy(), remaining.config_records["codes"]["names"], strict=True)  # type: ignore[arg-type]
-        told_names = {(cut["medication"][place], name) for place, name in pairs}
-        assert told_names == {(c, n) for c, n in rows if c in cut["medication"] and len(names[n]) >= minimum}
-        assert sum(arrays["name-counts"].numpy()) == sum(rows[pair] for pair in told_names)
+        assert {cut["medication"][place]: name for place, name in pairs} == {
+            code: min((-rows[pair], pair[1]) for pair in rows if pair[0] == code)[1]
+            for code, _ in rows
+            if code in cut["medication"]
+        }
 
         # and nothing else, in whichever form
         for content in (counts, remaining):
             assert secrets(content, tables, minimum) == []
             assert {name for record in content.values() for name in record} <= {
                 *("hospital", "minimum-count", "records", "diagnoses", "procedures", "medications"),
-                *("procedure-counts", "medication-counts", "named", "name-counts", "names"),
+                *("procedure-counts", "medication-counts", "named", "names"),
             }
+
+
+def test_a_hospital_that_was_launched_without_a_minimum_names_no_rare_code_for_a_server_that_asks_for_1(
+    tmp_path: Path,
+) -> None:
+    raw = RawConsortium(tmp_path, make_tables(1))
+    grid = Listening({h: Place(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()})
+    agree(grid, AgreementRules(minimum_count=1, **LOOSE), Told(), timeout=None, expected=3, least=3)
+    for _, hospital, reply in grid.replies:
+        assert secrets(reply.content, raw.own[hospital], 5) == []
+    assert inspect.signature(launch).parameters["minimum_count"].default == Place(tmp_path, 3, tmp_path).minimum_count
+
+
+def test_a_hospital_with_a_code_that_is_no_line_could_not_take_part(tmp_path: Path) -> None:
+    """Such a code is not told: control characters, or more of them than a code has."""
+    tables, code = make_tables(1), "200.5, K000"
+    for other in ("200.5,\nK000", "x" * 201):
+        changed = tables | {"diagnosis": [(s, other if c == code else c, o) for s, c, o in tables["diagnosis"]]}
+        found = agreed(RawConsortium(tmp_path / str(len(other)), changed).places(), 5)
+        assert found.left_out == {}
+        kept = agreed(RawConsortium(tmp_path / "as it was", tables).places(), 5).vocabulary.diagnoses
+        assert found.vocabulary.diagnoses == kept[1:] and kept[0] == code
 
 
 def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs(tmp_path: Path) -> None:
@@ -181,8 +215,8 @@ def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs
     agree(grid, rules, Told(), timeout=None, expected=3, least=1)
     for hospital, reply in grid.of("vocabulary_remaining").items():
         arrays = reply.content.array_records["arrays"]
-        held = [arrays[modality].numpy().any() for modality in ("diagnoses", "procedures", "medications")]
-        assert held == [records[hospital] >= rules.min_records] * 3
+        told = [arrays[name].numpy().any() for name in ("diagnoses", "procedures", "medications", "named")]
+        assert told == [records[hospital] >= rules.min_records] * 4
 
 
 def _cut_by_hand(own: dict[int, Tables], minimum: int) -> dict[str, list[Any]]:
@@ -212,9 +246,10 @@ def test_the_search_finds_what_a_reply_must_not_hold(tmp_path: Path) -> None:
 
 def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Path) -> None:
     raw = RawConsortium(tmp_path, make_tables(1))
-    grid = Listening(raw.places())
+    places = raw.places()
+    grid = Listening(places)
     agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=None, expected=3, least=3)
-    for hospital, place in raw.places().items():
+    for hospital, place in places.items():
         lines = [json.loads(line) for line in place.ledger().read_text().splitlines()]
         assert [line["kind"] for line in lines] == ["vocabulary_counts", "vocabulary_remaining"]
         for line in lines:

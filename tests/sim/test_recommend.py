@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from shared_model.errors import TemptError
+from shared_model.vocabulary import write_vocabulary
 from sim.cli import run as tempt
 from sim.recommend import recommend
 from tests.sim import consortium
@@ -138,6 +141,17 @@ def test_recommend_from_a_damaged_checkpoint_is_one_line(run: Path, capsys: pyte
         path.write_bytes(content)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and str(path) in line
+
+
+def test_recommend_printed_a_name_that_gives_orders_to_the_terminal(run: Path, tmp_path: Path) -> None:
+    """A hospital's vocabulary came from a server, in a file that `--vocabulary` named there."""
+    named = replace(VOCABULARY, medication_names=("A\x1b[2J", *VOCABULARY.medication_names[1:]))
+    shutil.copytree(run, tmp_path / "run")
+    write_vocabulary(tmp_path / "run" / "vocabulary.json", named)
+    answer = recommend(tmp_path / "run", "tempt", 42, 8, [VOCABULARY.diagnoses[3]], [VOCABULARY.procedures[5]])
+    names = {of.medication: of.name for of in answer}
+    assert names[VOCABULARY.medications[0]] == f"HICL {VOCABULARY.medications[0]}"
+    assert names[VOCABULARY.medications[1]] == VOCABULARY.medication_names[1]
 
 
 def test_recommend_of_a_probability_at_the_threshold_is_not_above_it(
