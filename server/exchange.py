@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import Rejected, count_of, number_of
-from shared_model.errors import HOSPITALS_ERROR
+from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 
@@ -21,8 +21,9 @@ T = TypeVar("T")
 POLL_SECONDS = 1.0
 _GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
 _SHARE = 0.8  # of the time that an exchange waits, that a hospital's work may take
+_LIFETIME = 1.25  # of the time that an exchange waits, that its messages live
 _WINDOW = 16
-"""Replies that are fetched at once: while one hospital is slow, no more than these of the others are held."""
+"""Hospitals whose replies are asked for at once: while the first is slow, no more than the others' are held."""
 MOST_RECORDS = 10**9
 
 
@@ -108,7 +109,7 @@ def ask_everybody(
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
     names = {info.node_id: info.name for info in grid.get_nodes()}
-    messages = {node: grid.create_message(content, message_type, node, group, timeout) for node in nodes}
+    messages = {node: grid.create_message(content, message_type, node, group, lifetime(timeout)) for node in nodes}
     told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
     claims: dict[int, list[T]] = {}
     refused: dict[str, str] = {}
@@ -154,6 +155,11 @@ def within(timeout: float | None) -> str:
     return "no limit" if timeout is None else f"up to {timeout:g} s"
 
 
+def lifetime(timeout: float | None) -> float | None:
+    """Seconds that Flower keeps a message and its reply: what came within the limit is still fetched after it."""
+    return None if timeout is None else _LIFETIME * timeout
+
+
 def exchange(
     grid: Grid, messages: Mapping[int, Message], timeout: float | None
 ) -> Iterator[tuple[int, Message | None]]:
@@ -163,28 +169,43 @@ def exchange(
         timeout: seconds to wait in all; None waits for ever, for a Grid that loses no message.
     """
     keys = sorted(messages)
-    waiting: dict[str, int] = {}
-    there: dict[int, Message | None] = {}
+    waiting: dict[int, str] = {}
+    there: dict[int, Message] = {}
     for key in keys:
         ids = list(grid.push_messages([messages[key]]))
-        if ids and ids[0]:
-            waiting[ids[0]] = key
-        else:  # it could not be sent
-            there[key] = None
+        if ids and ids[0]:  # else it could not be sent
+            waiting[key] = ids[0]
     until = None if timeout is None else time.monotonic() + timeout
     place = 0
     while place < len(keys):
-        came = list(grid.pull_messages(list(waiting)[:_WINDOW])) if waiting else []
-        for reply in came:
-            key_of_reply = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if key_of_reply is not None:
-                there[key_of_reply] = reply
-        late = until is not None and time.monotonic() > until
-        while place < len(keys) and (keys[place] in there or late):
-            yield keys[place], there.pop(keys[place], None)
-            place += 1
-        if not came and place < len(keys):
+        late = until is not None and time.monotonic() > until  # then each is asked for once more
+        came = False
+        for key in keys[place : place + _WINDOW]:
+            if key in waiting and (reply := _pulled(grid, waiting[key], messages[key])) is not None:
+                there[key], came = reply, True
+                del waiting[key]
+            while place < len(keys) and (keys[place] not in waiting or (late and keys[place] <= key)):
+                yield keys[place], there.pop(keys[place], None)
+                place += 1
+        if not came and not late and place < len(keys):
             time.sleep(POLL_SECONDS)
+
+
+def _pulled(grid: Grid, message_id: str, message: Message) -> Message | None:
+    """The reply to one message, if it is there; an error of its hospital's if it can't be read.
+
+    One at a time, as Flower raises what is wrong with one reply and loses those that were to come with it.
+    """
+    try:
+        replies = list(grid.pull_messages([message_id]))
+        if any(reply.metadata.reply_to_message_id != message_id for reply in replies):
+            raise ValueError("it says that it answers another message")
+    except (TemptError, Defect):  # of a simulation's worker
+        raise
+    except Exception as error:
+        why = f"its reply can't be read ({type(error).__name__})"
+        return Message(Error(HOSPITALS_ERROR, why), reply_to=message)
+    return replies[0] if replies else None
 
 
 def is_missing(reply: Message | None) -> bool:

@@ -21,7 +21,18 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import POLL_SECONDS, Hospital, Plan, error_of, exchange, is_missing, metrics_of, size_of, within
+from server.exchange import (
+    POLL_SECONDS,
+    Hospital,
+    Plan,
+    error_of,
+    exchange,
+    is_missing,
+    lifetime,
+    metrics_of,
+    size_of,
+    within,
+)
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -296,7 +307,8 @@ class _Rounds:
             if control is not None and train:
                 content["control"] = control
             message = RecordDict(content)
-            found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), federation.timeout)
+            lives = lifetime(federation.timeout)
+            found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
         return found
 
     def _checked(self, reply: Message, expected: Hospital, *, trains: bool, scores: bool) -> _Answer:
