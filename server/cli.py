@@ -71,7 +71,7 @@ def launch(
     strategy: Annotated[str, typer.Option(help="How updates are averaged.")] = "fedavg",
     rounds: Annotated[int, typer.Option(min=0, help="Rounds at most; 0: as pretraining.epochs says.")] = 0,
     local_epochs: Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")] = 1,
-    quorum: Annotated[float, typer.Option(help="Share of the hospitals that a round needs.")] = 0.5,
+    quorum: Annotated[float, typer.Option(help="Share of --hospitals that a round needs.")] = 0.5,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for replies.")] = 3600.0,
     front: Annotated[bool, typer.Option(help="Run the front here; without: by `tempt server front`.")] = True,
 ) -> None:

@@ -51,6 +51,7 @@ class Plan:
         experiment: names what hospitals keep of this run, so that no other run's state is gone on with.
         vocabulary: that all records are written in.
         told: where the operator reads what goes on.
+        expected: hospitals that are waited for at the start, and that a quorum is a share of.
     """
 
     experiment: str
@@ -59,6 +60,7 @@ class Plan:
     federation: FederationSettings
     vocabulary: Vocabulary
     told: Told = field(default_factory=Told)
+    expected: int = 1
 
     def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
         more |= {"experiment": self.experiment, "seed": self.seed, "settings": self.settings.model_dump_json()}
@@ -66,13 +68,12 @@ class Plan:
         return ConfigRecord(dict(more))
 
 
-def greet(grid: Grid, plan: Plan, *, expected: int = 1, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
+def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
     """Every hospital that answers and holds the agreed vocabulary, by id, and why others are left out.
 
     A hospital with raw tables prepares its records under the vocabulary that comes with the message.
 
     Args:
-        expected: hospitals to wait for, within the federation's timeout.
         min_records: a hospital with fewer is left out.
     """
     content = RecordDict({"config": plan.config(), "vocabulary": ConfigRecord({**plan.vocabulary.content()})})
@@ -81,7 +82,7 @@ def greet(grid: Grid, plan: Plan, *, expected: int = 1, min_records: int = 0) ->
         return _hospital_of(node, hospital, reply, plan.vocabulary.digest, min_records)
 
     found, refused = ask_everybody(
-        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=expected, read=read
+        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=plan.expected, read=read
     )
     return [found[hospital] for hospital in sorted(found)], refused
 
@@ -100,34 +101,48 @@ def ask_everybody(
     """What each hospital that is there answers, by the id that it says and its key does not gainsay; why others don't.
 
     Args:
-        expected: hospitals to wait for, within the timeout.
+        expected: hospitals whose answers can be taken to wait for, within the timeout. One that was refused is asked
+            again if it went away and came back. Without a timeout nobody else will come.
         read: makes of node, hospital and reply what is wanted, or raises `Rejected`.
     """
     limit = timeout if timeout is not None else _GREETING_SECONDS
     until = time.monotonic() + limit
     told.say(f"{group}: waiting up to {limit:g} s for {expected} hospitals to be there")
-    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-    names = {info.node_id: info.name for info in grid.get_nodes()}
-    messages = {node: grid.create_message(content, message_type, node, group, lifetime(timeout)) for node in nodes}
-    told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
     claims: dict[int, list[T]] = {}
-    refused: dict[str, str] = {}
-    for node, reply in exchange(grid, messages, timeout):
-        try:
-            hospital = count_of(numbers_of(reply), "hospital", least=1)
-            assert reply is not None
-            if names.get(node, "") not in ("", f"hospital-{hospital}"):
-                raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {hospital}")
-            claims.setdefault(hospital, []).append(read(node, hospital, reply))
-        except Rejected as why:
-            refused[f"node {node}"] = str(why)
+    refused: dict[int, str] = {}
+    asked: set[int] = set()
+
+    def accepted() -> dict[int, T]:
+        return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}
+
+    while not asked or (timeout is not None and len(accepted()) < expected):
+        while len(nodes := set(grid.get_node_ids()) - asked) + len(accepted()) < expected and time.monotonic() < until:
+            asked -= refused.keys() - set(grid.get_node_ids())
+            time.sleep(POLL_SECONDS)
+        if not nodes:
+            break
+        asked |= nodes
+        names = {info.node_id: info.name for info in grid.get_nodes()}
+        messages = {node: grid.create_message(content, message_type, node, group, lifetime(timeout)) for node in nodes}
+        told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
+        for node, reply in exchange(grid, messages, timeout):
+            refused.pop(node, None)
+            try:
+                hospital = count_of(numbers_of(reply), "hospital", least=1)
+                assert reply is not None
+                if names.get(node, "") not in ("", f"hospital-{hospital}"):
+                    raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {hospital}")
+                claims.setdefault(hospital, []).append(read(node, hospital, reply))
+            except Rejected as why:
+                refused[node] = str(why)
+                told.say(f"{group}: node {node} is left out: {why}")
+    left_out = {f"node {node}": why for node, why in refused.items()}
     for hospital, answers in claims.items():
         if len(answers) > 1:
-            refused[f"hospital {hospital}"] = f"{len(answers)} nodes say that they are it; none can be believed"
-    for who, reason in refused.items():
-        told.say(f"{group}: {who} is left out: {reason}")
-    return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}, refused
+            why_all = f"{len(answers)} nodes say that they are it; none can be believed"
+            left_out[f"hospital {hospital}"] = why_all
+            told.say(f"{group}: hospital {hospital} is left out: {why_all}")
+    return accepted(), left_out
 
 
 def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: str, min_records: int) -> Hospital:

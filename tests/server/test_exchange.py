@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 
 from server import exchange
 from server.plain_message import plain_message
+from server.told import Told
+from server.validation import Rejected
 from tests.server.federations import Clock
 
 
@@ -21,6 +23,7 @@ class Line(Grid):
     Args:
         after: seconds after which a hospital answers; None: never. The others do at once.
         unreadable: what Flower raises when it reads a hospital's reply.
+        there: seconds from which and up to which a hospital is there, once or several times; the others always are.
         to: the hospital whose message a reply says that it answers, where it is not its own.
     """
 
@@ -31,9 +34,11 @@ class Line(Grid):
         after: dict[int, float | None] | None = None,
         unreadable: dict[int, BaseException] | None = None,
         to: dict[int, int] | None = None,
+        there: dict[int, list[tuple[float, float]]] | None = None,
     ) -> None:
         self.hospitals, self._clock = range(1, hospitals + 1), clock
         self._after, self._unreadable, self._to = after or {}, unreadable or {}, to or {}
+        self._there = there or {}
         self._sent: dict[str, Message] = {}
         self.pulled = 0
 
@@ -43,7 +48,8 @@ class Line(Grid):
     def run(self) -> Any: ...
 
     def get_node_ids(self) -> Iterable[int]:
-        return self.hospitals
+        now = self._clock.now
+        return [h for h in self.hospitals if any(a <= now < b for a, b in self._there.get(h, [(0.0, 1e9)]))]
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -134,3 +140,32 @@ def test_a_reply_that_says_it_answers_another_hospitals_message_is_not_taken_for
     assert taken(found.items()) == [1, 2]
     assert found[1] is not None and found[1].content.metric_records["metrics"]["hospital"] == 1
     assert found[3] is not None and "can't be read" in exchange.error_of(found[3])
+
+
+def greeted(line: Line, expected: int, refuses: Callable[[int], bool]) -> tuple[list[int], dict[str, str]]:
+    def read(node: int, hospital: int, reply: Message) -> int:
+        if refuses(hospital):
+            raise Rejected("another vocabulary")
+        return hospital
+
+    content = RecordDict({})
+    found, refused = exchange.ask_everybody(
+        line, content, "query.hello", "hello", 60.0, Told(), expected=expected, read=read
+    )
+    return sorted(found), refused
+
+
+def test_a_refused_hospital_does_not_end_the_wait_for_the_expected_ones(clock: Clock) -> None:
+    line = Line(3, clock, there={3: [(20.0, 1e9)]})
+    assert greeted(line, 2, lambda hospital: hospital == 1) == ([2, 3], {"node 1": "another vocabulary"})
+    assert 20.0 <= clock.now < 25.0
+
+
+def test_waiting_for_hospitals_in_the_place_of_refused_ones_ends_at_the_limit(clock: Clock) -> None:
+    assert greeted(Line(3, clock), 3, lambda hospital: hospital == 1)[0] == [2, 3]
+    assert 60.0 <= clock.now < 65.0
+
+
+def test_a_refused_hospital_that_is_mended_and_comes_back_is_asked_again(clock: Clock) -> None:
+    line = Line(2, clock, there={1: [(0.0, 5.0), (30.0, 1e9)]})
+    assert greeted(line, 2, lambda hospital: hospital == 1 and clock.now < 20) == ([1, 2], {})
