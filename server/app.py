@@ -6,7 +6,6 @@ The same app serves `flwr run .` (Flower's simulation) and a deployment; a hospi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         raise TemptError(f"models '{config['models']}': a model is named twice")
     seeds = _seeds(str(config["seeds"]))
     expected = int(config["hospitals"])
-    least = max(1, math.ceil(federation.quorum * expected))
+    least = federation.needed(expected)
     given, rules = str(config["vocabulary"] or config["data"]), None
     if given:
         vocabulary, agreed = read_vocabulary(Path(given) / "vocabulary.json"), None

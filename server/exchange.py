@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import Rejected, count_of, number_of
-from shared_model.errors import HOSPITALS_ERROR, printable
+from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 
@@ -21,8 +21,9 @@ T = TypeVar("T")
 POLL_SECONDS = 1.0
 _GREETING_SECONDS = 300.0  # that hospitals may take to be there, where a federation has no other limit
 _SHARE = 0.8  # of the time that an exchange waits, that a hospital's work may take
+_LIFETIME = 1.25  # of the time that an exchange waits, that its messages live
 _WINDOW = 16
-"""Replies that are fetched at once: while one hospital is slow, no more than these of the others are held."""
+"""Hospitals whose replies are asked for at once: while the first is slow, no more than the others' are held."""
 MOST_RECORDS = 10**9
 
 
@@ -50,6 +51,7 @@ class Plan:
         experiment: names what hospitals keep of this run, so that no other run's state is gone on with.
         vocabulary: that all records are written in.
         told: where the operator reads what goes on.
+        expected: hospitals that are waited for at the start, and that a quorum is a share of.
     """
 
     experiment: str
@@ -58,6 +60,7 @@ class Plan:
     federation: FederationSettings
     vocabulary: Vocabulary
     told: Told = field(default_factory=Told)
+    expected: int = 1
 
     def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
         more |= {"experiment": self.experiment, "seed": self.seed, "settings": self.settings.model_dump_json()}
@@ -65,13 +68,12 @@ class Plan:
         return ConfigRecord(dict(more))
 
 
-def greet(grid: Grid, plan: Plan, *, expected: int = 1, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
+def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
     """Every hospital that answers and holds the agreed vocabulary, by id, and why others are left out.
 
     A hospital with raw tables prepares its records under the vocabulary that comes with the message.
 
     Args:
-        expected: hospitals to wait for, within the federation's timeout.
         min_records: a hospital with fewer is left out.
     """
     content = RecordDict({"config": plan.config(), "vocabulary": ConfigRecord({**plan.vocabulary.content()})})
@@ -80,7 +82,7 @@ def greet(grid: Grid, plan: Plan, *, expected: int = 1, min_records: int = 0) ->
         return _hospital_of(node, hospital, reply, plan.vocabulary.digest, min_records)
 
     found, refused = ask_everybody(
-        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=expected, read=read
+        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=plan.expected, read=read
     )
     return [found[hospital] for hospital in sorted(found)], refused
 
@@ -99,34 +101,48 @@ def ask_everybody(
     """What each hospital that is there answers, by the id that it says and its key does not gainsay; why others don't.
 
     Args:
-        expected: hospitals to wait for, within the timeout.
+        expected: hospitals whose answers can be taken to wait for, within the timeout. One that was refused is asked
+            again if it went away and came back. Without a timeout nobody else will come.
         read: makes of node, hospital and reply what is wanted, or raises `Rejected`.
     """
     limit = timeout if timeout is not None else _GREETING_SECONDS
     until = time.monotonic() + limit
     told.say(f"{group}: waiting up to {limit:g} s for {expected} hospitals to be there")
-    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-    names = {info.node_id: info.name for info in grid.get_nodes()}
-    messages = {node: grid.create_message(content, message_type, node, group, timeout) for node in nodes}
-    told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
     claims: dict[int, list[T]] = {}
-    refused: dict[str, str] = {}
-    for node, reply in exchange(grid, messages, timeout):
-        try:
-            hospital = count_of(numbers_of(reply), "hospital", least=1)
-            assert reply is not None
-            if names.get(node, "") not in ("", f"hospital-{hospital}"):
-                raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {hospital}")
-            claims.setdefault(hospital, []).append(read(node, hospital, reply))
-        except Rejected as why:
-            refused[f"node {node}"] = str(why)
+    refused: dict[int, str] = {}
+    asked: set[int] = set()
+
+    def accepted() -> dict[int, T]:
+        return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}
+
+    while not asked or (timeout is not None and len(accepted()) < expected):
+        while len(nodes := set(grid.get_node_ids()) - asked) + len(accepted()) < expected and time.monotonic() < until:
+            asked -= refused.keys() - set(grid.get_node_ids())
+            time.sleep(POLL_SECONDS)
+        if not nodes:
+            break
+        asked |= nodes
+        names = {info.node_id: info.name for info in grid.get_nodes()}
+        messages = {node: grid.create_message(content, message_type, node, group, lifetime(timeout)) for node in nodes}
+        told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
+        for node, reply in exchange(grid, messages, timeout):
+            refused.pop(node, None)
+            try:
+                hospital = count_of(numbers_of(reply), "hospital", least=1)
+                assert reply is not None
+                if names.get(node, "") not in ("", f"hospital-{hospital}"):
+                    raise Rejected(f"its key is {names[node]}'s, but it says that it is hospital {hospital}")
+                claims.setdefault(hospital, []).append(read(node, hospital, reply))
+            except Rejected as why:
+                refused[node] = str(why)
+                told.say(f"{group}: node {node} is left out: {why}")
+    left_out = {f"node {node}": why for node, why in refused.items()}
     for hospital, answers in claims.items():
         if len(answers) > 1:
-            refused[f"hospital {hospital}"] = f"{len(answers)} nodes say that they are it; none can be believed"
-    for who, reason in refused.items():
-        told.say(f"{group}: {who} is left out: {reason}")
-    return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}, refused
+            why_all = f"{len(answers)} nodes say that they are it; none can be believed"
+            left_out[f"hospital {hospital}"] = why_all
+            told.say(f"{group}: hospital {hospital} is left out: {why_all}")
+    return accepted(), left_out
 
 
 def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: str, min_records: int) -> Hospital:
@@ -154,6 +170,11 @@ def within(timeout: float | None) -> str:
     return "no limit" if timeout is None else f"up to {timeout:g} s"
 
 
+def lifetime(timeout: float | None) -> float | None:
+    """Seconds that Flower keeps a message and its reply: what came within the limit is still fetched after it."""
+    return None if timeout is None else _LIFETIME * timeout
+
+
 def exchange(
     grid: Grid, messages: Mapping[int, Message], timeout: float | None
 ) -> Iterator[tuple[int, Message | None]]:
@@ -163,28 +184,43 @@ def exchange(
         timeout: seconds to wait in all; None waits for ever, for a Grid that loses no message.
     """
     keys = sorted(messages)
-    waiting: dict[str, int] = {}
-    there: dict[int, Message | None] = {}
+    waiting: dict[int, str] = {}
+    there: dict[int, Message] = {}
     for key in keys:
         ids = list(grid.push_messages([messages[key]]))
-        if ids and ids[0]:
-            waiting[ids[0]] = key
-        else:  # it could not be sent
-            there[key] = None
+        if ids and ids[0]:  # else it could not be sent
+            waiting[key] = ids[0]
     until = None if timeout is None else time.monotonic() + timeout
     place = 0
     while place < len(keys):
-        came = list(grid.pull_messages(list(waiting)[:_WINDOW])) if waiting else []
-        for reply in came:
-            key_of_reply = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if key_of_reply is not None:
-                there[key_of_reply] = reply
-        late = until is not None and time.monotonic() > until
-        while place < len(keys) and (keys[place] in there or late):
-            yield keys[place], there.pop(keys[place], None)
-            place += 1
-        if not came and place < len(keys):
+        late = until is not None and time.monotonic() > until  # then each is asked for once more
+        came = False
+        for key in keys[place : place + _WINDOW]:
+            if key in waiting and (reply := _pulled(grid, waiting[key], messages[key])) is not None:
+                there[key], came = reply, True
+                del waiting[key]
+            while place < len(keys) and (keys[place] not in waiting or (late and keys[place] <= key)):
+                yield keys[place], there.pop(keys[place], None)
+                place += 1
+        if not came and not late and place < len(keys):
             time.sleep(POLL_SECONDS)
+
+
+def _pulled(grid: Grid, message_id: str, message: Message) -> Message | None:
+    """The reply to one message, if it is there; an error of its hospital's if it can't be read.
+
+    One at a time, as Flower raises what is wrong with one reply and loses those that were to come with it.
+    """
+    try:
+        replies = list(grid.pull_messages([message_id]))
+        if any(reply.metadata.reply_to_message_id != message_id for reply in replies):
+            raise ValueError("it says that it answers another message")
+    except (TemptError, Defect):  # of a simulation's worker
+        raise
+    except Exception as error:
+        why = f"its reply can't be read ({type(error).__name__})"
+        return Message(Error(HOSPITALS_ERROR, why), reply_to=message)
+    return replies[0] if replies else None
 
 
 def is_missing(reply: Message | None) -> bool:

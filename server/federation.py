@@ -86,8 +86,10 @@ class Federation:
             TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
-        plan = exchange.Plan(self.experiment(), seed, self.settings, self.federation, self.vocabulary, self.told)
-        hospitals, refused = exchange.greet(grid, plan, expected=self.expected, min_records=self.min_records)
+        plan = exchange.Plan(
+            self.experiment(), seed, self.settings, self.federation, self.vocabulary, self.told, self.expected
+        )
+        hospitals, refused = exchange.greet(grid, plan, min_records=self.min_records)
         self._enough("the start", len(hospitals), refused)
         files = FitFiles.of(self.run, seed, PRETRAINING, WHOLE_CONSORTIUM)
         pretraining = FitName(PRETRAINING, seed, WHOLE_CONSORTIUM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     local_epochs: int = Field(1, ge=1, le=1000, description="passes over a hospital's records in a round")
     local_optimizer: Literal["reset", "keep"] = Field("reset", description="Adam's moments at the start of a round")
     fraction: float = Field(1.0, gt=0, le=1, description="of the hospitals that train in a round")
-    quorum: float = Field(0.5, gt=0, le=1, description="of those asked, whose updates a round needs")
+    quorum: float = Field(0.5, gt=0, le=1, description="of those expected, whose updates a round needs")
     timeout: float | None = Field(
         None, gt=0, description="seconds that an exchange waits for replies; None where no message can be lost"
     )
@@ -36,6 +37,10 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     def encoding(self) -> Transport:
         """How both sides write tensors into messages."""
         return Transport(bfloat16=self.transport == "bfloat16", changed_rows=self.changed_rows)
+
+    def needed(self, of: int) -> int:
+        """How many of so many are a quorum: at least one, and 7 of 25 for 0.28, though 0.28 * 25 is above 7."""
+        return max(1, math.ceil(self.quorum * of - 1e-9))
 
     @field_validator("strategy", "options")
     @classmethod

@@ -11,7 +11,7 @@ StrategyOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE of th
 LocalEpochs = Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")]
 LocalOptimizer = Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")]
 Fraction = Annotated[float, typer.Option(help="Share of the hospitals that train in a round.")]
-Quorum = Annotated[float, typer.Option(help="Share of those whose updates a round needs.")]
+Quorum = Annotated[float, typer.Option(help="Share of the expected hospitals whose updates a round needs.")]
 LargestUpdate = Annotated[
     float, typer.Option(help="Norm of an update, in norms of the model, above which it is refused.")
 ]

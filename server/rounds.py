@@ -8,7 +8,6 @@ validation alone.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,18 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from server.exchange import POLL_SECONDS, Hospital, Plan, error_of, exchange, is_missing, metrics_of, size_of, within
+from server.exchange import (
+    POLL_SECONDS,
+    Hospital,
+    Plan,
+    error_of,
+    exchange,
+    is_missing,
+    lifetime,
+    metrics_of,
+    size_of,
+    within,
+)
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -54,11 +64,11 @@ class _Answer(NamedTuple):
     control: Arrays
 
 
-def drawn(hospitals: Sequence[Hospital], fraction: float, seed: int, number: int) -> list[int]:
-    """The hospitals that train in a round: at least one, drawn by (seed, round, id), so that resuming draws alike."""
+def drawn(hospitals: Sequence[Hospital], most: int, seed: int, number: int) -> list[int]:
+    """The hospitals that train in a round: drawn by (seed, round, id), so that resuming draws alike."""
     ids = [h.hospital for h in hospitals if h.train]
     order = sorted(ids, key=lambda h: hashlib.sha256(f"{seed}:round:{number}:{h}".encode()).digest())
-    return sorted(order[: max(1, round(fraction * len(ids)))])
+    return sorted(order[:most])
 
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -141,7 +151,10 @@ class _Rounds:
         self._validation = sum(h.validation for h in self.hospitals)
         epochs = most_epochs(self.plan.settings.pretraining, self._records)
         self._last = federation.rounds if federation.rounds is not None else -(-epochs // federation.local_epochs)
-        self._aggregation.check_number(len(drawn(self.hospitals, federation.fraction, self.plan.seed, 1)))
+        expected = max(self.plan.expected, len(self.hospitals)) - sum(not h.train for h in self.hospitals)
+        # Of the expected, not of those who happened to come: else fewer than the quorum could end a round
+        self._drawn = max(1, round(federation.fraction * expected))
+        self._aggregation.check_number(len(drawn(self.hospitals, self._drawn, self.plan.seed, 1)))
 
     @property
     def selects(self) -> bool:
@@ -155,7 +168,7 @@ class _Rounds:
         """One exchange: the score of the last round, then the next one's updates; the row of a round that is scored."""
         began = time.monotonic()
         plan, federation, number = self.plan, self.plan.federation, self.progress.epoch + 1
-        asked = drawn(self.hospitals, federation.fraction, plan.seed, number) if number <= self._last else []
+        asked = drawn(self.hospitals, self._drawn, plan.seed, number) if number <= self._last else []
         self._below, missing = None, set[int]()
         scoring = self.selects and self._open_row is not None
         by_id = {h.hospital: h for h in self.hospitals if h.hospital in asked or (scoring and h.validation)}
@@ -196,19 +209,18 @@ class _Rounds:
                     control[name] += array.astype(np.float64) * (expected.train / self._records)
         for hospital, reason in why_not.items():
             plan.told.say(f"round {number}: hospital {hospital} is left out: {reason}")
-        why_below = None
-        if len(taken) < federation.quorum * len(asked):
-            hospital, why_this = next((h, why) for h, why in why_not.items() if h in asked)
+        why_below, needed = None, federation.needed(self._drawn)
+        if asked and len(taken) < needed:
+            who = next((f"hospital {h}: {why}" for h, why in why_not.items() if h in asked), "no others take part")
             why_below = TooFewHospitals(
-                f"round {number}: the updates of {len(taken)} of {len(asked)} hospitals could be taken, the quorum is "
-                f"{federation.quorum:g}; hospital {hospital}: {why_this}"
+                f"round {number}: the updates of {len(taken)} of {self._drawn} hospitals could be taken, the quorum is "
+                f"{federation.quorum:g}; {who}"
             )
             self._aggregation.forget()
-            needed = math.ceil(federation.quorum * len(asked) - 1e-9)
             if federation.timeout is not None and len(taken) + len(missing.intersection(asked)) >= needed:
                 self._below = why_below, needed
                 return None  # the last round is scored anew, too
-        enough = scored >= federation.quorum * self._validation
+        enough = scored >= federation.needed(self._validation)
         row = self._close_row(score / scored if scored and enough else None)
         if self._ended or not asked:
             self._ended = True
@@ -296,7 +308,8 @@ class _Rounds:
             if control is not None and train:
                 content["control"] = control
             message = RecordDict(content)
-            found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), federation.timeout)
+            lives = lifetime(federation.timeout)
+            found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
         return found
 
     def _checked(self, reply: Message, expected: Hospital, *, trains: bool, scores: bool) -> _Answer:

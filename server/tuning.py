@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, Plan, exchange, metrics_of, within
+from server.exchange import Hospital, Plan, exchange, lifetime, metrics_of, within
 from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
 
@@ -39,7 +39,7 @@ def tune(
     content = RecordDict({"arrays": encoder, "config": config})
     timeout = plan.federation.timeout
     messages = {
-        h.hospital: grid.create_message(content, "train.tune", h.node, "tune", timeout)
+        h.hospital: grid.create_message(content, "train.tune", h.node, "tune", lifetime(timeout))
         for h in hospitals
         if h.node is not None
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from shared_model.errors import printable
 from shared_model.transport import Transport
-from shared_model.vocabulary_rules import MOST_CHARACTERS, is_code
+from shared_model.vocabulary_rules import MOST_CHARACTERS, MOST_CODES, is_code
 
 Float32 = NDArray[np.float32]
 Arrays = dict[str, Float32]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+_HEAD_BYTES = 4096  # at most, of an array in NumPy's format
 Value = TypeVar("Value", int, str, tuple[int, str])
 
 
@@ -57,20 +59,24 @@ def count_of(metrics: Mapping[str, object], name: str, *, least: float = 0, most
     return int(value)
 
 
-def arrays_of(record: ArrayRecord | None) -> dict[str, NDArray[Any]]:
+def arrays_of(record: ArrayRecord | None, most: int) -> dict[str, NDArray[Any]]:
     """A record's arrays as they really are.
 
+    Args:
+        most: bytes that they may have together; one that has several names counts as often.
+
     Raises:
-        Rejected: there is no record, or an array can't be read.
+        Rejected: there is no record, it is too large, or an array can't be read.
     """
     if record is None:
         raise Rejected("no tensors, expected some")
+    size = sum(len(array.data) for array in record.values())
+    if size > most:
+        raise Rejected(f"{size:,} bytes of tensors, expected at most {most:,}")
     found = {}
     for name, array in record.items():
-        try:
-            found[name] = array.numpy()
-        except Exception:
-            raise Rejected(f"tensor {name[:60]} can't be read") from None
+        with _reading(f"tensor {name[:60]}"):
+            found[name] = array.numpy()[...]  # which an archive of arrays does not have
     return found
 
 
@@ -83,11 +89,12 @@ def update_of(record: ArrayRecord | None, current: Arrays, transport: Transport,
     Raises:
         Rejected: something else came.
     """
-    try:
-        update = transport.decode_update(arrays_of(record), current)
-    except ValueError as wrong:
-        raise Rejected(str(wrong)) from None
-    _check("the update", {name: (array, current[name]) for name, array in update.items()}, current, largest)
+    with _reading("the update"):
+        try:
+            update = transport.decode_update(arrays_of(record, _most_bytes(current)), current)
+        except ValueError as wrong:
+            raise Rejected(str(wrong)) from None
+        _check("the update", {name: (array, current[name]) for name, array in update.items()}, current, largest)
     return update
 
 
@@ -100,12 +107,33 @@ def control_of(record: ArrayRecord | None, current: Arrays, transport: Transport
     Raises:
         Rejected: something else came.
     """
-    try:
-        control = transport.decode(arrays_of(record), current)
-    except ValueError as wrong:
-        raise Rejected(f"control variate: {wrong}") from None
-    _check("the control variate", {name: (array, None) for name, array in control.items()}, current, largest)
+    with _reading("the control variate"):
+        try:
+            control = transport.decode(arrays_of(record, _most_bytes(current)), current)
+        except ValueError as wrong:
+            raise Rejected(f"control variate: {wrong}") from None
+        _check("the control variate", {name: (array, None) for name, array in control.items()}, current, largest)
     return control
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever goes wrong with what a hospital sent is its rejection, not the end of the run.
+
+    Raises:
+        Rejected: so it went.
+    """
+    try:
+        yield
+    except Rejected:
+        raise
+    except Exception as error:
+        raise Rejected(f"{what} can't be read ({type(error).__name__})") from error
+
+
+def _most_bytes(current: Arrays) -> int:
+    """What no update has: every tensor twice as large, for numbers of rows and wrong types, and their heads."""
+    return sum(2 * array.nbytes + _HEAD_BYTES for array in current.values())
 
 
 def _check(what: str, came: Mapping[str, tuple[Float32, Float32 | None]], current: Arrays, largest: float) -> None:
@@ -136,7 +164,7 @@ def codes_and_arrays_of(
         Rejected: one is missing, nobody asked for it, or it can't be read.
     """
     codes = reply.content.config_records.get("codes", ConfigRecord())
-    found = arrays_of(reply.content.array_records.get("arrays"))
+    found = arrays_of(reply.content.array_records.get("arrays"), len(arrays) * (16 * MOST_CODES + _HEAD_BYTES))
     for there, asked in ((set(codes), texts), (set(found), arrays)):
         for name in sorted(there ^ asked):
             raise Rejected(f"{name[:60]} {'is missing' if name in asked else 'came, and nobody asked for it'}")

@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from pydantic import ValidationError
 
-from server.exchange import MOST_RECORDS, ask_everybody, exchange, limit_of, numbers_of, within
+from server.exchange import MOST_RECORDS, ask_everybody, exchange, lifetime, limit_of, numbers_of, within
 from server.federation_settings import mistakes
 from server.told import Told
 from server.validation import (
@@ -147,7 +147,9 @@ def agree(
     content = RecordDict({"config": config, "cut": ConfigRecord(cut._asdict())})
     answers: dict[int, _Remaining] = {}
     messages = {
-        hospital: grid.create_message(content, "query.vocabulary_remaining", counted.node, "remaining", timeout)
+        hospital: grid.create_message(
+            content, "query.vocabulary_remaining", counted.node, "remaining", lifetime(timeout)
+        )
         for hospital, counted in counts.items()
     }
     told.say(f"remaining: waiting {within(timeout)} for the answers of {len(messages)} hospitals")

@@ -20,6 +20,10 @@ class TooFewHospitals(TemptError):
     status = 3
 
 
+class Defect(RuntimeError):
+    """A defect of ours in another process."""
+
+
 def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     """The error for a name that is not among the known ones: it lists them and points to the nearest.
 

@@ -85,8 +85,8 @@ class Transport:
                 start.ndim != 2
                 or rows.dtype != np.int32
                 or rows.ndim != 1
-                or (np.diff(rows) <= 0).any()
-                or (len(rows) and not 0 <= rows[0] <= rows[-1] < len(start))
+                or ((rows < 0) | (rows >= len(start))).any()
+                or (rows[1:] <= rows[:-1]).any()  # np.diff would overflow
             ):
                 raise ValueError(f"tensor {name}{_ROWS} holds no ascending numbers of its {len(start)} rows")
             self._check(name, array, (len(rows), start.shape[1]))

@@ -130,8 +130,8 @@ def measure(engine: str, hospitals: int, records: int, pool: RecordSet, folder: 
 
     def work(grid: Grid) -> None:
         nonlocal seconds
-        plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation, VOCABULARY)
-        agreed, _ = exchange.greet(grid, plan, expected=hospitals)
+        plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation, VOCABULARY, expected=hospitals)
+        agreed, _ = exchange.greet(grid, plan)
         began = time.perf_counter()
         rounds.pretrain(grid, plan, agreed, whole.initial(SEED), files, lambda row: memory.append(_resident()))
         seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from flwr.supercore.run import Run
 
 from hospital_client.app import Place, make_app
 from server.plain_message import plain_message
-from shared_model.errors import TemptError
+from shared_model.errors import Defect, TemptError
 from sim.workers import Emit, Pool
 
 
@@ -48,6 +48,8 @@ class InProcessGrid(Grid):
         self._places, self._pool = places, pool
         self._queue: deque[Delivery] = deque()
         self._busy: list[Connection] = []
+        self._unanswered: set[str] = set()
+        self._replies: dict[str, Message] = {}
         self._pushed = 0
 
     def set_run(self, run: Run) -> None:
@@ -72,17 +74,26 @@ class InProcessGrid(Grid):
         for message in messages:
             self._queue.append(Delivery(message, self._places[message.metadata.dst_node_id]))
             ids.append(message.metadata.message_id)
+        self._unanswered.update(ids)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """What has been answered; at least one reply while a message is unanswered."""
+        """The replies to these messages; at least one if one of them is unanswered."""
+        wanted = set(message_ids)
+        while wanted & self._unanswered and not wanted & self._replies.keys():
+            for reply in self._answers():
+                number = reply.metadata.reply_to_message_id
+                self._unanswered.remove(number)
+                self._replies[number] = reply
+        return [self._replies.pop(number) for number in list(self._replies) if number in wanted]
+
+    def _answers(self) -> list[Message]:
+        """What is answered next."""
         if self._pool is None:
-            if not self._queue:
-                return []
             return [deliver(self._queue.popleft())]
         self._fill()
         replies = []
-        for connection in wait(self._busy) if self._busy else ():
+        for connection in wait(self._busy):
             assert isinstance(connection, Connection)
             kind, content = self._pool.receive(connection)
             self._busy.remove(connection)
@@ -90,7 +101,7 @@ class InProcessGrid(Grid):
             if kind == "mistake":
                 raise TemptError(content)
             if kind == "defect":
-                raise RuntimeError(f"a worker process failed:\n{content}")
+                raise Defect(f"a worker process failed:\n{content}")
             replies.append(content)
         self._fill()
         return replies

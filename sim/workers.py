@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from shared_model.errors import TemptError, of_the_system
+from shared_model.errors import Defect, TemptError, of_the_system
 
 
 class Threaded(Protocol):
@@ -95,7 +95,7 @@ def run_units(
                 elif kind == "mistake":
                     raise TemptError(content)
                 else:
-                    raise RuntimeError(f"a worker process failed:\n{content}")
+                    raise Defect(f"a worker process failed:\n{content}")
 
 
 class Pool:

@@ -17,7 +17,7 @@ from server.exchange import Hospital
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from shared_model import checkpoint
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
 from tests.server.test_faults import Clock
 from tests.sim import consortium
@@ -59,7 +59,7 @@ class Made(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         wanted = set(message_ids)
         ready = [message for message in self._queue if message.metadata.message_id in wanted]
-        if not ready:
+        if not ready or self._chance.random() < 0.5:
             return []
         message = self._chance.choice(ready)
         self._queue.remove(message)
@@ -92,9 +92,12 @@ class Made(Grid):
         return Message(RecordDict({"metrics": MetricRecord(numbers), **records}), reply_to=message)
 
 
-def run(tmp_path: Path, grid: Made, hospitals: list[Hospital] = HOSPITALS, **federation: Any) -> dict[str, Any]:
+def run(
+    tmp_path: Path, grid: Made, hospitals: list[Hospital] = HOSPITALS, expected: int = 3, **federation: Any
+) -> dict[str, Any]:
     settings = consortium.settings(pretraining__patience="2", pretraining__epochs="9")
-    plan = exchange.Plan("test", 42, settings, FederationSettings(**{"rounds": 3, **federation}), consortium.VOCABULARY)
+    options = FederationSettings(**{"rounds": 3, **federation})
+    plan = exchange.Plan("test", 42, settings, options, consortium.VOCABULARY, expected=expected)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
@@ -210,7 +213,11 @@ def test_a_strategy_that_leaves_no_number_says_so(tmp_path: Path) -> None:
         run(tmp_path, Made(step, rising), strategy="fedavgm", options={"server_learning_rate": 1e308})
 
 
-def test_at_a_resumption_who_is_away_is_missed_and_who_is_new_waits(tmp_path: Path) -> None:
+def test_at_a_resumption_who_is_away_is_missed_and_who_is_new_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "time", Clock())
+
     class Killed(BaseException):
         pass
 
@@ -245,10 +252,37 @@ def test_a_checkpoint_of_another_experiment_is_not_gone_on_with(tmp_path: Path) 
 
 
 def test_a_message_that_cannot_be_sent_is_a_missing_reply(tmp_path: Path) -> None:
-    class Refusing(Made):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            (message,) = messages
-            return [] if message.metadata.dst_node_id == 2 else super().push_messages([message])
-
-    result = run(tmp_path, Refusing(step, rising))
+    result = run(tmp_path, Without8(step, rising))
     assert result["hospitals"]["8"]["missed"] == 4 and result["rounds"] == 3
+
+
+class Without8(Made):
+    """Hospital 8 can't be reached."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        (message,) = messages
+        return [] if message.metadata.dst_node_id == 2 else super().push_messages([message])
+
+
+def test_a_rounds_quorum_is_a_share_of_the_expected_hospitals_not_of_those_who_came(tmp_path: Path) -> None:
+    assert run(tmp_path / "three", Without8(step, rising), expected=4, quorum=0.5)["rounds"] == 3
+    with pytest.raises(TooFewHospitals, match=r"the updates of 2 of 6 hospitals .* quorum is 0.5; hospital 8: no"):
+        run(tmp_path / "six", Without8(step, rising), expected=6, quorum=0.5)
+
+
+def test_a_fraction_is_of_the_expected_hospitals_so_that_those_who_came_can_be_a_quorum(tmp_path: Path) -> None:
+    result = run(tmp_path, Made(step, rising), expected=6, fraction=0.5, quorum=1.0)
+    assert all(part["taken"] == [1, 2, 3] for part in result["hospitals"].values())
+
+
+def test_hospitals_without_training_records_are_no_part_of_a_quorum(tmp_path: Path) -> None:
+    none = [*HOSPITALS[:2], Hospital(21, 3, 0, 4, 3)]
+    assert run(tmp_path / "three", Made(step, rising), none, quorum=1.0)["rounds"] == 3
+    with pytest.raises(TooFewHospitals, match=r"the updates of 2 of 3 hospitals .*; no others take part"):
+        run(tmp_path / "four", Made(step, rising), none, expected=4, quorum=1.0)
+
+
+def test_seven_of_twenty_five_are_a_quorum_of_28_percent() -> None:
+    assert FederationSettings(quorum=0.28).needed(25) == 7
+    assert FederationSettings(quorum=0.28).needed(26) == 8
+    assert FederationSettings(quorum=0.01).needed(3) == 1

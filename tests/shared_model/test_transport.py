@@ -86,6 +86,10 @@ WRONG = {
     "rows beyond": ({"m/rows": np.array([1, 7], np.int32)}, "no ascending numbers of its 7 rows"),
     "rows below": ({"m/rows": np.array([-1, 4], np.int32)}, "no ascending numbers"),
     "rows twice": ({"m/rows": np.array([4, 4], np.int32)}, "no ascending numbers"),
+    "rows whose differences overflow": (
+        {"m/rows": np.array([0, 2**31 - 1, -(2**31), -1, 5], np.int32), "m": np.zeros((5, 3), np.float32)},
+        "no ascending numbers",
+    ),
     "rows as numbers of 64 bits": ({"m/rows": np.array([1, 4])}, "no ascending numbers"),
     "rows of a vector": ({"v/rows": np.arange(5, dtype=np.int32)}, "no ascending numbers of its 5 rows"),
     "rows of nothing": ({"x/rows": np.arange(5, dtype=np.int32)}, "tensor x/rows is unknown"),
