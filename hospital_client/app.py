@@ -11,6 +11,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -114,10 +115,9 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
 
     def answer(kind: str, handler: Handler) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
-            hospital = 0
+            place: Place | None = None
             try:
                 place = place_of(context)
-                hospital = place.hospital
                 torch.set_num_threads(place.threads)
                 with time_limit(work_limit(message.content.config_records["config"], place)):
                     reply = handler(message.content, place)
@@ -127,7 +127,11 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                     raise mistake from error
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                hospital = 0 if place is None else place.hospital
                 log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
+                if place is not None:
+                    with suppress(OSError):  # it leaves all the same: else nobody would learn of a full disk
+                        egress.record(place.ledger(), kind, 0, {}, {}, {"error": where})
                 return Message(Error(code=HOSPITALS_ERROR, reason=where), reply_to=message)
 
         return handle

@@ -170,7 +170,10 @@ class _Ledger:
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    kind = f"round {entry['round']}" if entry["kind"] == "pretrain" else str(entry["kind"]).replace("_", " ")
+    numbered = entry["kind"] == "pretrain" and entry["round"]
+    kind = f"round {entry['round']}" if numbered else str(entry["kind"]).replace("_", " ")
+    if "error" in entry.get("texts", {}):
+        return f"could not answer {kind}: {entry['texts']['error']}; supernode.log says more"
     return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"
 
 

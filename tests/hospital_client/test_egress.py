@@ -121,6 +121,8 @@ def test_an_error_leaves_as_its_kind_and_place_alone(
     assert reply.has_error()
     assert re.fullmatch(r"ValueError at test_egress\.py:\d+", reply.error.reason or "")
     assert str(stay) in caplog.text, "the hospital itself is told"
+    (line,) = [json.loads(line) for line in place.ledger().read_text().splitlines()]
+    assert (line["kind"], line["texts"]) == ("hello", {"error": reply.error.reason})
     assert secrets_in(content_of(plain_message(RecordDict(), "train")) + (reply.error.reason or "").encode()) == []
 
 

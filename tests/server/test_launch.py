@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
+from hospital_client import egress
 from hospital_client.app import Place
 from hospital_client.launch import _Ledger, reason
 from server import exchange, front
@@ -221,6 +222,8 @@ def test_what_leaves_a_hospital_is_told_line_by_line(tmp_path: Path) -> None:
         assert left.new_lines() == [], "half a line"
         file.write(entry[20:] + "\n")
     assert left.new_lines() == ["answered round 3: 1 arrays, 11.7 MB"]
+    egress.record(ledger, "pretrain", 0, {}, {}, {"error": "ValueError at app.py:7"})
+    assert left.new_lines() == ["could not answer pretrain: ValueError at app.py:7; supernode.log says more"]
     assert left.new_lines() == []
 
 
