@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from server.exchange import (
-    POLL_SECONDS,
     Hospital,
     Plan,
+    come_back,
     error_of,
     exchange,
     is_missing,
@@ -248,20 +248,16 @@ class _Rounds:
         Raises:
             TooFewHospitals: they were not, within as many seconds as an exchange has.
         """
-        if self._below is None:
+        limit, now = self.plan.federation.timeout, time.monotonic()
+        if self._below is None or limit is None:
             return
         why, needed = self._below
-        limit, now = self.plan.federation.timeout, time.monotonic()
-        assert limit is not None
         if self._wait_until is None:
             self._wait_until = now + limit
         self.plan.told.say(f"{why}; waiting up to {max(0.0, self._wait_until - now):.0f} s for others to come back")
         nodes = {h.node for h in self.hospitals if h.train}
-        while time.monotonic() < self._wait_until:
-            if len(nodes.intersection(grid.get_node_ids())) >= needed:
-                return
-            time.sleep(POLL_SECONDS)
-        raise why
+        if not come_back(grid, nodes, needed, self._wait_until):
+            raise why
 
     def tell(self) -> None:
         """Tell the operator each hospital's part."""
@@ -281,7 +277,7 @@ class _Rounds:
         self, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool
     ) -> dict[int, Message]:
         """A round's messages; they share the tensors that go out."""
-        federation = self.plan.federation
+        federation, lives = self.plan.federation, lifetime(self.plan.federation.timeout)
         arrays = array_record(federation.encoding.encode(self.current))
         control = array_record(federation.encoding.encode(self._control)) if self._control else None
         found = {}
@@ -308,7 +304,6 @@ class _Rounds:
             if control is not None and train:
                 content["control"] = control
             message = RecordDict(content)
-            lives = lifetime(federation.timeout)
             found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
         return found
 
