@@ -7,10 +7,9 @@ validation alone.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from server.exchange import (
     size_of,
     within,
 )
+from server.participation import Participation, drawn
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -44,17 +44,6 @@ from shared_model.training import Progress, most_epochs, out_of_patience
 _LARGEST_LOSS = 1e9
 
 
-@dataclass
-class Participation:
-    """What became of a hospital's part: rounds whose update was taken, replies left out and why, replies missed."""
-
-    taken: list[int] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    missed: int = 0
-    bytes_to_hospital: int = 0
-    bytes_from_hospital: int = 0
-
-
 class _Answer(NamedTuple):
     """What a hospital's reply to a round holds, once it is checked."""
 
@@ -62,13 +51,6 @@ class _Answer(NamedTuple):
     loss: float
     update: Arrays | None
     control: Arrays
-
-
-def drawn(hospitals: Sequence[Hospital], most: int, seed: int, number: int) -> list[int]:
-    """The hospitals that train in a round: drawn by (seed, round, id), so that resuming draws alike."""
-    ids = [h.hospital for h in hospitals if h.train]
-    order = sorted(ids, key=lambda h: hashlib.sha256(f"{seed}:round:{number}:{h}".encode()).digest())
-    return sorted(order[:most])
 
 
 OnRound = Callable[[dict[str, Any]], None]
