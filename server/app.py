@@ -95,6 +95,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         least=least,
         told=told,
         min_records=rules.min_records if rules is not None else 0,
+        keeps_told=True,
     )
     about = {
         "format": 1,

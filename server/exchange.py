@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -221,6 +221,15 @@ def _pulled(grid: Grid, message_id: str, message: Message) -> Message | None:
         why = f"its reply can't be read ({type(error).__name__})"
         return Message(Error(HOSPITALS_ERROR, why), reply_to=message)
     return replies[0] if replies else None
+
+
+def come_back(grid: Grid, nodes: Collection[int | None], needed: int, until: float) -> bool:
+    """Whether so many of these nodes are there before a time; waits for them."""
+    while time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        if len(set(nodes).intersection(grid.get_node_ids())) >= needed:
+            return True
+    return False
 
 
 def is_missing(reply: Message | None) -> bool:

@@ -41,6 +41,7 @@ class Federation:
         data_digest: names the hospitals' data, where the server can know it.
         told: where the operator reads what goes on.
         min_records: a hospital with fewer is left out.
+        keeps_told: the metrics that hospitals told are kept, for a resumption at which they may be away.
     """
 
     run: Path
@@ -54,6 +55,7 @@ class Federation:
     data_digest: str = ""
     told: Told = field(default_factory=Told)
     min_records: int = 0
+    keeps_told: bool = False
 
     def experiment(self) -> str:
         """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
@@ -102,7 +104,15 @@ class Federation:
         tensors, _ = checkpoint.load(files.tensors)
         shared = {name: tensor.numpy() for name, tensor in tensors.items()}
         numbers, without = tuning.tune(
-            grid, plan, hospitals, shared, self.models, save_scores=self.save_scores, on_hospital=on_done
+            grid,
+            plan,
+            hospitals,
+            shared,
+            self.models,
+            save_scores=self.save_scores,
+            on_hospital=on_done,
+            least=self.least,
+            folder=self.run / "told" / f"seed-{seed}" if self.keeps_told else None,
         )
         self._enough("tuning", len(numbers), {f"hospital {hospital}": why for hospital, why in without.items()})
         return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without, refused)

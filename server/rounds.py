@@ -7,10 +7,9 @@ validation alone.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from server.exchange import (
-    POLL_SECONDS,
     Hospital,
     Plan,
+    come_back,
     error_of,
     exchange,
     is_missing,
@@ -32,6 +31,7 @@ from server.exchange import (
     size_of,
     within,
 )
+from server.participation import Participation, drawn
 from server.plain_message import array_record
 from server.strategy import Aggregation, proximal_mu
 from server.validation import Arrays, Rejected, control_of, number_of, update_of
@@ -44,17 +44,6 @@ from shared_model.training import Progress, most_epochs, out_of_patience
 _LARGEST_LOSS = 1e9
 
 
-@dataclass
-class Participation:
-    """What became of a hospital's part: rounds whose update was taken, replies left out and why, replies missed."""
-
-    taken: list[int] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    missed: int = 0
-    bytes_to_hospital: int = 0
-    bytes_from_hospital: int = 0
-
-
 class _Answer(NamedTuple):
     """What a hospital's reply to a round holds, once it is checked."""
 
@@ -62,13 +51,6 @@ class _Answer(NamedTuple):
     loss: float
     update: Arrays | None
     control: Arrays
-
-
-def drawn(hospitals: Sequence[Hospital], most: int, seed: int, number: int) -> list[int]:
-    """The hospitals that train in a round: drawn by (seed, round, id), so that resuming draws alike."""
-    ids = [h.hospital for h in hospitals if h.train]
-    order = sorted(ids, key=lambda h: hashlib.sha256(f"{seed}:round:{number}:{h}".encode()).digest())
-    return sorted(order[:most])
 
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -248,20 +230,16 @@ class _Rounds:
         Raises:
             TooFewHospitals: they were not, within as many seconds as an exchange has.
         """
-        if self._below is None:
+        limit, now = self.plan.federation.timeout, time.monotonic()
+        if self._below is None or limit is None:
             return
         why, needed = self._below
-        limit, now = self.plan.federation.timeout, time.monotonic()
-        assert limit is not None
         if self._wait_until is None:
             self._wait_until = now + limit
         self.plan.told.say(f"{why}; waiting up to {max(0.0, self._wait_until - now):.0f} s for others to come back")
         nodes = {h.node for h in self.hospitals if h.train}
-        while time.monotonic() < self._wait_until:
-            if len(nodes.intersection(grid.get_node_ids())) >= needed:
-                return
-            time.sleep(POLL_SECONDS)
-        raise why
+        if not come_back(grid, nodes, needed, self._wait_until):
+            raise why
 
     def tell(self) -> None:
         """Tell the operator each hospital's part."""
@@ -281,7 +259,7 @@ class _Rounds:
         self, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool
     ) -> dict[int, Message]:
         """A round's messages; they share the tensors that go out."""
-        federation = self.plan.federation
+        federation, lives = self.plan.federation, lifetime(self.plan.federation.timeout)
         arrays = array_record(federation.encoding.encode(self.current))
         control = array_record(federation.encoding.encode(self._control)) if self._control else None
         found = {}
@@ -308,7 +286,6 @@ class _Rounds:
             if control is not None and train:
                 content["control"] = control
             message = RecordDict(content)
-            lives = lifetime(federation.timeout)
             found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
         return found
 

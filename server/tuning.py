@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, Plan, exchange, lifetime, metrics_of, within
+from server.exchange import (
+    Hospital,
+    Plan,
+    come_back,
+    error_of,
+    exchange,
+    is_missing,
+    lifetime,
+    metrics_of,
+    within,
+)
 from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
+from shared_model.files import private_directory, read_json, write_json
 
 _MOST = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
 _MOST |= {"best_epoch": 1e9, "seconds.fit": 1e9, "seconds.evaluation": 1e9}
+Numbers = dict[str, float]
 
 
 def tune(
@@ -24,45 +39,110 @@ def tune(
     *,
     save_scores: bool,
     on_hospital: Callable[[str], None],
-) -> tuple[dict[int, dict[str, float]], dict[int, str]]:
+    least: int = 1,
+    folder: Path | None = None,
+) -> tuple[dict[int, Numbers], dict[int, str]]:
     """Let every hospital adapt the pretrained encoder and measure itself: one message each.
 
     Args:
         on_hospital: gets a label when a hospital has answered.
+        least: hospitals whose numbers are waited for, as long again as for an exchange, where replies can be lost.
+        folder: keeps what each hospital tells. Those whose numbers are there are not asked again, and count also if
+            they are away.
 
     Returns:
         each hospital's numbers, and why a hospital has none.
     """
     # Algorithm 1, lines 8-9
-    encoder = array_record({name: array for name, array in shared.items() if name.startswith("encoder.")})
-    config = plan.config(models=list(models), **{"save-scores": save_scores})
-    content = RecordDict({"arrays": encoder, "config": config})
-    timeout = plan.federation.timeout
-    messages = {
-        h.hospital: grid.create_message(content, "train.tune", h.node, "tune", lifetime(timeout))
-        for h in hospitals
-        if h.node is not None
-    }
-    plan.told.say(f"tuning: waiting {within(timeout)} for the metrics of {len(messages)} hospitals")
-    found: dict[int, dict[str, float]] = {}
-    without: dict[int, str] = {}
+    encoder = {name: array for name, array in shared.items() if name.startswith("encoder.")}
+    content = RecordDict(
+        {
+            "arrays": array_record(encoder),
+            "config": plan.config(models=list(models), **{"save-scores": save_scores}),
+        }
+    )
+    timeout, until = plan.federation.timeout, None
     by_id = {h.hospital: h for h in hospitals}
-    for hospital, reply in exchange(grid, messages, timeout):
+    basis = {"experiment": plan.experiment, "encoder": _digest(encoder)}
+    found = {} if folder is None else _kept(folder, basis, by_id, models)
+    if found:
+        plan.told.say(f"tuning: the metrics of {len(found)} hospitals are kept from before")
+    without: dict[int, str] = {}
+    asked = [h for h in hospitals if h.hospital not in found]
+    while asked:
+        messages = {
+            h.hospital: grid.create_message(content, "train.tune", h.node, "tune", lifetime(timeout))
+            for h in asked
+            if h.node is not None
+        }
+        plan.told.say(f"tuning: waiting {within(timeout)} for the metrics of {len(messages)} hospitals")
+        missing: list[Hospital] = []
+        for hospital, reply in exchange(grid, messages, timeout):
+            without.pop(hospital, None)
+            try:
+                if reply is None or is_missing(reply):
+                    missing.append(by_id[hospital])
+                    raise Rejected("no reply" if reply is None else error_of(reply))
+                told = _numbers(metrics_of(reply, by_id[hospital]), models, by_id[hospital].test)
+                if folder is not None:
+                    private_directory(folder)
+                    write_json(folder / f"{hospital}.json", basis | {"numbers": told})
+                found[hospital] = told
+            except Rejected as why:
+                without[hospital] = str(why)
+                plan.told.say(f"tuning: hospital {hospital} is left out: {why}")
+            on_hospital(f"tuning of hospital {hospital}, seed {plan.seed}")
+        asked = []
+        if timeout is not None and len(found) < least <= len(found) + len(missing):
+            until = time.monotonic() + timeout if until is None else until
+            seconds = max(0.0, until - time.monotonic())
+            plan.told.say(
+                f"tuning: {len(found)} hospitals have told their metrics, {least} are needed; waiting up to "
+                f"{seconds:.0f} s for others to come back"
+            )
+            if come_back(grid, [h.node for h in missing], least - len(found), until):
+                asked = missing
+    return dict(sorted(found.items())), without
+
+
+def _numbers(metrics: Mapping[str, object], models: Sequence[str], agreed: int | None) -> Numbers:
+    """A hospital's numbers of each model.
+
+    Args:
+        agreed: test records, where they are known.
+
+    Raises:
+        Rejected: one is missing, or out of bounds.
+    """
+    told: Numbers = {}
+    for model in models:
+        records = count_of(metrics, f"{model}.records")
+        if agreed not in (None, records):
+            raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
+        told[f"{model}.records"] = records
+        for name, most in _MOST.items():
+            told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
+    return told
+
+
+def _kept(
+    folder: Path, basis: Mapping[str, str], by_id: Mapping[int, Hospital], models: Sequence[str]
+) -> dict[int, Numbers]:
+    """What hospitals told of the same experiment and encoder before the server ended."""
+    found = {}
+    for path in sorted(folder.glob("[0-9]*.json")):
+        content, hospital = read_json(path), int(path.stem)
+        agreed = by_id[hospital].test if hospital in by_id else None
         try:
-            if reply is None:
-                raise Rejected("no reply")
-            metrics = metrics_of(reply, by_id[hospital])
-            told: dict[str, float] = {}
-            for model in models:
-                records, agreed = count_of(metrics, f"{model}.records"), by_id[hospital].test
-                if records != agreed:
-                    raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
-                told[f"{model}.records"] = records
-                for name, most in _MOST.items():
-                    told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
-            found[hospital] = told
-        except Rejected as why:
-            without[hospital] = str(why)
-            plan.told.say(f"tuning: hospital {hospital} is left out: {why}")
-        on_hospital(f"tuning of hospital {hospital}, seed {plan.seed}")
-    return found, without
+            if all(content.get(name) == value for name, value in basis.items()):
+                found[hospital] = _numbers(content["numbers"], models, agreed)
+        except Rejected:
+            continue  # of other models or records: it is asked again
+    return found
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return digest.hexdigest()
