@@ -13,19 +13,17 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.federation import Federation, check_settings
-from server.federation_settings import federation_settings
+from server.federation import Federation
 from server.rounds import rounds_of
+from server.run_config import options_of
 from server.told import Told
 from server.vocabulary_agreement import agree, agreement_rules
 from shared_model import run_directory
-from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json, write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import FitName, write_results
-from shared_model.settings import resolve
 from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 from shared_model.vocabulary_rules import AgreementRules
 
@@ -54,27 +52,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         TooFewHospitals: the agreement on a vocabulary, a round or the tuning ended below the quorum.
     """
     run, told = Path(str(config["out"])), Told() if told is None else told
-    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
-    check_settings(settings)
-    federation = federation_settings(
-        strategy=config["strategy"],
-        options=_pairs("strategy-options", str(config["strategy-options"])),
-        rounds=config["rounds"] or None,
-        local_epochs=config["local-epochs"],
-        local_optimizer=config["local-optimizer"],
-        fraction=config["fraction"],
-        quorum=config["quorum"],
-        timeout=config["timeout"],
-        largest_update=config["largest-update"],
-        transport=config["transport"],
-        changed_rows=config["changed-rows"],
-    )
-    models = _words(str(config["models"])) or list(adaptations())
-    for model in models:
-        adaptation(model)
-    if len(set(models)) < len(models):
-        raise TemptError(f"models '{config['models']}': a model is named twice")
-    seeds = _seeds(str(config["seeds"]))
+    settings, federation, models, seeds = options_of(config)
     expected = int(config["hospitals"])
     least = federation.needed(expected)
     given, rules = str(config["vocabulary"] or config["data"]), None
@@ -89,7 +67,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         vocabulary=vocabulary,
         settings=settings,
         federation=federation,
-        models=tuple(models),
+        models=models,
         save_scores=bool(config["save-scores"]),
         expected=expected,
         least=least,
@@ -105,8 +83,8 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         "preset": config["preset"],
         "settings": settings.model_dump(mode="json"),
         "federation": federation.model_dump(),
-        "models": models,
-        "seeds": seeds,
+        "models": list(models),
+        "seeds": list(seeds),
         "versions": run_directory.versions(),
     } | ({"agreement": rules.model_dump()} if rules is not None else {})
 
@@ -167,28 +145,3 @@ def _federate(grid: Grid, whole: Federation, seeds: Sequence[int], more: Mapping
         "versions": run_directory.versions(),
     }
     return write_results(whole.run, head, done, whole.models, seeds)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(word) for word in _words(text)]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise TemptError(f"seeds '{text}': expected different integers of at least 0 with commas between them")
-    return seeds
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _pairs(option: str, text: str) -> dict[str, str]:
-    """Blank-separated NAME=VALUE: a run configuration knows no lists."""
-    pairs = {}
-    for word in text.split():
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise TemptError(f"{option} '{word}': expected NAME=VALUE")
-        pairs[name] = value
-    return pairs
