@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from shared_model.errors import printable
 from shared_model.files import private_directory, write_text
 from shared_model.shipped_code import CLIENT_APP, shipped_files
 
@@ -44,9 +45,9 @@ def check_code(fab: bytes) -> None:
             if name == "pyproject.toml":
                 components = tomllib.loads(archive.read(name).decode())["tool"]["flwr"]["app"]["components"]
                 if components["clientapp"] != CLIENT_APP:
-                    raise OtherCode(f"its ClientApp is {str(components['clientapp'])[:60]}, expected {CLIENT_APP}")
+                    raise OtherCode(f"its ClientApp is {printable(components['clientapp'], 60)}, expected {CLIENT_APP}")
             elif name not in ours:
-                raise OtherCode(f"it holds {name[:80]}, which is not installed here")
+                raise OtherCode(f"it holds {printable(name, 80)}, which is not installed here")
             elif archive.read(name) != ours[name]:
                 raise OtherCode(f"its {name} is not the one installed here")
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import Rejected, count_of, number_of
-from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError
+from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 
@@ -151,8 +151,8 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
     digest = str(texts.get("vocabulary", "")) if texts is not None else ""
     if digest != vocabulary_digest:
         raise Rejected(
-            f"hospital {hospital}'s vocabulary has the digest '{digest[:12]}', expected '{vocabulary_digest[:12]}'; "
-            "prepare its records with the agreed vocabulary"
+            f"hospital {hospital}'s vocabulary has the digest '{printable(digest, 12)}', expected "
+            f"'{vocabulary_digest[:12]}'; prepare its records with the agreed vocabulary"
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     if sum(counts.values()) < min_records:
@@ -239,7 +239,7 @@ def is_missing(reply: Message | None) -> bool:
 
 def error_of(reply: Message) -> str:
     """What an error says, on one line."""
-    return " ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split())[:200]
+    return printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split()), 200)
 
 
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:

@@ -243,7 +243,13 @@ def _text(reply: Message) -> Message:
     return reply
 
 
+def _escape(reply: Message) -> Message:
+    reply.content["config"] = ConfigRecord({"vocabulary": "\x1b[2J\n"})
+    return reply
+
+
 HELLOS: dict[str, tuple[Tamper, str]] = {
+    "a digest that moves the cursor": (_escape, "hospital 8's vocabulary has the digest '?[2J?'"),
     "another vocabulary": (_text, "hospital 8's vocabulary has the digest 'ffffffffffff'"),
     "no digest": (_without("config"), "digest ''"),
     "no numbers": (_without("metrics"), "no numbers"),
