@@ -213,8 +213,11 @@ def _pulled(grid: Grid, message_id: str, message: Message) -> Message | None:
     """
     try:
         replies = list(grid.pull_messages([message_id]))
-        if any(reply.metadata.reply_to_message_id != message_id for reply in replies):
-            raise ValueError("it says that it answers another message")
+        for reply in replies:
+            if reply.metadata.reply_to_message_id != message_id:
+                raise ValueError("it says that it answers another message")
+            if not (reply.has_error() or isinstance(reply.content, RecordDict)):
+                raise TypeError("its content is no records")
     except (TemptError, Defect):  # of a simulation's worker
         raise
     except Exception as error:
