@@ -46,7 +46,7 @@ class _Trouble(Exception):
 
     def __init__(self, found: str, mend: str) -> None:
         super().__init__(found)
-        self.found, self.mend = printable(found), mend  # the server's words may be in it
+        self.found, self.mend = found, mend
 
 
 @dataclass
@@ -192,9 +192,10 @@ def _versions(server: _Server) -> str:
     if server.facts is None:
         return "the server told none"
     own = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
-    theirs = dict(server.facts.get("versions", {}))
+    told = dict(server.facts.get("versions", {}))
+    theirs = {name: printable(told.get(name, version), 40) for name, version in own.items()}
     for name, version in own.items():
-        if theirs.get(name, version).split("+")[0] != version.split("+")[0]:
+        if theirs[name].split("+")[0] != version.split("+")[0]:
             raise _Trouble(f"{name} {version} here, {theirs[name]} at the server", f"install {name} {theirs[name]}")
     return ", ".join(f"{name} {version}" for name, version in own.items())
 
@@ -202,7 +203,7 @@ def _versions(server: _Server) -> str:
 def _code(server: _Server) -> str:
     if server.facts is None:
         return "the server told none"
-    own, theirs = code_digest(), str(server.facts.get("code", ""))
+    own, theirs = code_digest(), printable(server.facts.get("code", ""), 64)
     if own != theirs:
         raise _Trouble(
             f"{own[:12]} here, {theirs[:12]} at the server; its code would be refused", "install the server's version"
@@ -215,7 +216,8 @@ def _records(place: HospitalPlace, server: _Server) -> str:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
         return f"raw tables of hospital {place.hospital}; records follow once hospitals agree on a vocabulary"
     partition = read_partition(place.partition, place.hospital)
-    agreed = None if server.facts is None else server.facts.get("vocabulary")
+    told = None if server.facts is None else server.facts.get("vocabulary")
+    agreed = None if told is None else printable(told, 64)
     own = partition.vocabulary.digest
     if agreed is not None and agreed != own:
         raise _Trouble(

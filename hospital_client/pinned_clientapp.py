@@ -27,10 +27,7 @@ REFUSED = "TEMPT_REFUSED"
 
 
 class OtherCode(Exception):
-    """What a server ships is not what is installed here, in printable characters."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(printable(why))
+    """What a server ships is not what is installed here."""
 
 
 def check_code(fab: bytes) -> None:
@@ -50,9 +47,9 @@ def check_code(fab: bytes) -> None:
             if name == "pyproject.toml":
                 components = tomllib.loads(archive.read(name).decode())["tool"]["flwr"]["app"]["components"]
                 if components["clientapp"] != CLIENT_APP:
-                    raise OtherCode(f"its ClientApp is {str(components['clientapp'])[:60]}, expected {CLIENT_APP}")
+                    raise OtherCode(f"its ClientApp is {printable(components['clientapp'], 60)}, expected {CLIENT_APP}")
             elif name not in ours:
-                raise OtherCode(f"it holds {name[:80]}, which is not installed here")
+                raise OtherCode(f"it holds {printable(name, 80)}, which is not installed here")
             elif archive.read(name) != ours[name]:
                 raise OtherCode(f"its {name} is not the one installed here")
 

@@ -151,8 +151,8 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
     digest = str(texts.get("vocabulary", "")) if texts is not None else ""
     if digest != vocabulary_digest:
         raise Rejected(
-            f"hospital {hospital}'s vocabulary has the digest '{digest[:12]}', expected '{vocabulary_digest[:12]}'; "
-            "prepare its records with the agreed vocabulary"
+            f"hospital {hospital}'s vocabulary has the digest '{printable(digest, 12)}', expected "
+            f"'{vocabulary_digest[:12]}'; prepare its records with the agreed vocabulary"
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     if sum(counts.values()) < min_records:
@@ -213,8 +213,11 @@ def _pulled(grid: Grid, message_id: str, message: Message) -> Message | None:
     """
     try:
         replies = list(grid.pull_messages([message_id]))
-        if any(reply.metadata.reply_to_message_id != message_id for reply in replies):
-            raise ValueError("it says that it answers another message")
+        for reply in replies:
+            if reply.metadata.reply_to_message_id != message_id:
+                raise ValueError("it says that it answers another message")
+            if not (reply.has_error() or isinstance(reply.content, RecordDict)):
+                raise TypeError("its content is no records")
     except (TemptError, Defect):  # of a simulation's worker
         raise
     except Exception as error:
@@ -239,7 +242,7 @@ def is_missing(reply: Message | None) -> bool:
 
 def error_of(reply: Message) -> str:
     """What an error says, on one line."""
-    return printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split())[:200])
+    return printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split()), 200)
 
 
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:

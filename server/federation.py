@@ -114,6 +114,8 @@ class Federation:
             least=self.least,
             folder=self.run / "told" / f"seed-{seed}" if self.keeps_told else None,
         )
+        # at a resumption, one that is away was not asked
+        without |= {int(h): "it is not there" for h in result["hospitals"] if int(h) not in {*numbers, *without}}
         self._enough("tuning", len(numbers), {f"hospital {hospital}": why for hospital, why in without.items()})
         return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without, refused)
 

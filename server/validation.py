@@ -25,10 +25,7 @@ Value = TypeVar("Value", int, str, tuple[int, str])
 
 
 class Rejected(Exception):
-    """A reply that is left out: what was found, and what was expected, in printable characters."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(printable(why))
+    """A reply that is left out: what was found, and what was expected."""
 
 
 def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.inf, most: float = np.inf) -> float:
@@ -39,7 +36,7 @@ def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.in
     """
     value = metrics.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise Rejected(f"{name} is {str(value)[:40]}, expected a finite number")
+        raise Rejected(f"{name} is {printable(value, 40)}, expected a finite number")
     if value < least:
         raise Rejected(f"{name} is {value}, expected at least {least:g}")
     if value > most:
@@ -75,7 +72,7 @@ def arrays_of(record: ArrayRecord | None, most: int) -> dict[str, NDArray[Any]]:
         raise Rejected(f"{size:,} bytes of tensors, expected at most {most:,}")
     found = {}
     for name, array in record.items():
-        with _reading(f"tensor {name[:60]}"):
+        with _reading(f"tensor {printable(name, 60)}"):
             found[name] = array.numpy()[...]  # which an archive of arrays does not have
     return found
 
@@ -167,7 +164,9 @@ def codes_and_arrays_of(
     found = arrays_of(reply.content.array_records.get("arrays"), len(arrays) * (16 * MOST_CODES + _HEAD_BYTES))
     for there, asked in ((set(codes), texts), (set(found), arrays)):
         for name in sorted(there ^ asked):
-            raise Rejected(f"{name[:60]} {'is missing' if name in asked else 'came, and nobody asked for it'}")
+            raise Rejected(
+                f"{printable(name, 60)} {'is missing' if name in asked else 'came, and nobody asked for it'}"
+            )
     return codes, found
 
 
@@ -230,7 +229,7 @@ def mask_of(arrays: Mapping[str, NDArray[Any]], name: str, of: int) -> Mask:
 
 def _check_array(name: str, array: NDArray[Any], dtype: str, of: int) -> None:
     if str(array.dtype) != dtype or array.shape != (of,):
-        raise Rejected(f"{name} is {array.dtype}{list(array.shape)}, expected {dtype}[{of}]")
+        raise Rejected(f"{name} is {printable(array.dtype, 40)}{list(array.shape)}, expected {dtype}[{of}]")
 
 
 def ascending(name: str, values: list[Value]) -> list[Value]:

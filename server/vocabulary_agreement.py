@@ -32,7 +32,7 @@ from server.validation import (
     mask_of,
     texts_of,
 )
-from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.errors import TemptError, TooFewHospitals, printable
 from shared_model.vocabulary import Modality, Vocabulary
 from shared_model.vocabulary_rules import (
     MOST_CODES,
@@ -196,8 +196,8 @@ def _counts_of(node: int, reply: Message, minimum: int) -> _Counts:
     metrics, texts = numbers_of(reply), reply.content.config_records.get("config", ConfigRecord())
     if "vocabulary" in texts:
         raise Rejected(
-            f"its records are prepared under the vocabulary '{str(texts['vocabulary'])[:12]}' and can't be counted; "
-            "launch it with its raw tables (--raw), or the server with that vocabulary (--vocabulary)"
+            f"its records are prepared under the vocabulary '{printable(texts['vocabulary'], 12)}' and can't be "
+            "counted; launch it with its raw tables (--raw), or the server with that vocabulary (--vocabulary)"
         )
     least = count_of(metrics, "minimum-count", least=minimum)
     codes, arrays = codes_and_arrays_of(

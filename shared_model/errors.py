@@ -36,9 +36,13 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
 
 
-def printable(text: str) -> str:
-    """Text that another machine sent, as one line that does nothing to a terminal or a log."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def printable(text: object, most: int) -> str:
+    r"""The beginning of a text from elsewhere, fit for a terminal: on one line, and nothing in it moves the cursor.
+
+    >>> printable("encoder\x1b[2J\nweight of", 16)
+    'encoder?[2J?weig'
+    """
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:most])
 
 
 HOSPITALS_ERROR = 100

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shared_model.errors import printable
+
 Float32 = NDArray[np.float32]
 Arrays = Mapping[str, Float32]
 Encoded = dict[str, NDArray[Any]]
@@ -73,7 +75,7 @@ class Transport:
         _check_names({name for name in encoded if not name.endswith(_ROWS)}, set(current))
         for name in encoded:
             if name.endswith(_ROWS) and not (self.changed_rows and name.removesuffix(_ROWS) in current):
-                raise ValueError(f"tensor {name[:60]} is unknown")
+                raise ValueError(f"tensor {printable(name, 60)} is unknown")
         update: dict[str, Float32] = {}
         for name, start in current.items():
             array, rows = encoded[name], encoded.get(f"{name}{_ROWS}")
@@ -115,7 +117,7 @@ class Transport:
 
     def _check(self, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         if array.dtype != self._dtype or array.shape != shape:
-            found, expected = f"{array.dtype}{list(array.shape)}", f"{self._dtype}{list(shape)}"
+            found, expected = f"{printable(array.dtype, 40)}{list(array.shape)}", f"{self._dtype}{list(shape)}"
             raise ValueError(f"tensor {name} is {found}, expected {expected}")
 
 
@@ -124,7 +126,7 @@ def _check_names(found: set[str], expected: set[str]) -> None:
     if missing:
         raise ValueError(f"tensor {missing[0]} is missing")
     if strange:
-        raise ValueError(f"tensor {strange[0][:60]} is unknown")
+        raise ValueError(f"tensor {printable(strange[0], 60)} is unknown")
 
 
 def _to_bfloat16(array: Float32) -> NDArray[np.uint16]:

@@ -163,7 +163,9 @@ def test_a_key_that_the_server_does_not_know_is_readable_by_others_or_is_none(
     [
         ({"versions": {"flwr": "1.40.0"}}, "versions", "at the server"),
         ({"code": "f" * 64}, "code", "ffffffffffff at the server"),
-        ({"code": "\x1b[2J\nok" + "f" * 64}, "code", "\ufffd[2J\ufffdokfffff at the server"),
+        ({"versions": {"flwr": "\x1b[2J\n" * 9}}, "versions", "flwr 1.41.0 here, ?[2J??[2J??"),
+        ({"code": "\x1b[2J\n" * 9}, "code", "here, ?[2J??[2J??[ at the server"),
+        ({"vocabulary": "\x1b[2J\n"}, "records", "the network's ?[2J?"),
         ({"vocabulary": "e" * 64}, "records", "the network's eeeeeeeeeeee"),
     ],
 )
@@ -174,6 +176,7 @@ def test_what_differs_from_the_server(
     front.facts |= change
     found = wrong(place)
     assert list(found) == [what] and words in found[what].found and found[what].mend
+    assert (found[what].found + found[what].mend).isprintable()
 
 
 def test_a_front_that_tells_nothing_stops_nothing(place: HospitalPlace, front: Front) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import subprocess
 import zipfile
@@ -51,10 +52,10 @@ def test_our_own_code_is_run(app: bytes) -> None:
     [
         ({"hospital_client/app.py": b"import os"}, "its hospital_client/app.py is not the one installed here"),
         ({"sitecustomize.py": b""}, "it holds sitecustomize.py"),
-        ({"\x1b[2J\nround.py": b""}, "2J\ufffdround.py, which is not"),
         ({"torch/__init__.py": b""}, "it holds torch/__init__.py"),
         ({"hospital_client/app.pyc": b""}, "it holds hospital_client/app.pyc"),
         ({"../outside.py": b""}, "it holds ../outside.py"),
+        ({"a\x1b]0;b\n.py": b""}, "it holds a?]0;b?.py"),
         (
             {"pyproject.toml": b"[tool.flwr.app.components]\nclientapp = 'os:system'\nserverapp = 'x:y'"},
             "its ClientApp is os:system",
@@ -62,7 +63,7 @@ def test_our_own_code_is_run(app: bytes) -> None:
     ],
 )
 def test_other_code_is_refused_by_name(app: bytes, files: dict[str, bytes | None], words: str) -> None:
-    with pytest.raises(OtherCode, match=words.replace(".", r"\.")):
+    with pytest.raises(OtherCode, match=re.escape(words)):
         check_code(changed(app, files))
 
 

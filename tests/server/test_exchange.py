@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from server import exchange
@@ -133,6 +133,20 @@ def test_a_reply_that_flower_cannot_read_is_its_hospitals_rejection_and_costs_no
     assert taken(found.items()) == [1, 3, 4, 5]
     assert found[2] is not None and not exchange.is_missing(found[2])
     assert exchange.error_of(found[2]) == f"error 100: its reply can't be read ({type(error).__name__})"
+
+
+def test_a_reply_whose_content_is_no_records_is_its_hospitals_rejection(clock: Clock) -> None:
+    class Bare(Line):
+        def pull_messages(self, message_ids: Iterable[str]) -> Sequence[Message]:
+            replies = super().pull_messages(message_ids)
+            for reply in replies:
+                if reply.metadata.src_node_id == 2:
+                    reply.__dict__["_content"] = ArrayRecord()  # as Flower reads it, if a hospital sends it so
+            return replies
+
+    found = dict(Bare(3, clock).exchange(None))
+    assert taken(found.items()) == [1, 3]
+    assert found[2] is not None and "can't be read" in exchange.error_of(found[2])
 
 
 def test_a_reply_that_says_it_answers_another_hospitals_message_is_not_taken_for_that_hospitals(clock: Clock) -> None:

@@ -140,10 +140,6 @@ FAULTS: dict[str, tuple[Tamper, list[str]]] = {
     "a lying dtype": (_lying, [EMBEDDING, "float64[7]"]),
     "a missing tensor": (_arrays(lambda a: {n: x for n, x in a.items() if n != EMBEDDING}), [EMBEDDING, "missing"]),
     "an unknown tensor": (_arrays(lambda a: a | {"prompts": np.zeros(3)}), ["prompts", "unknown"]),
-    "a name that clears a terminal": (
-        _arrays(lambda a: a | {"\x1b[2J\nround 9": np.zeros(3)}),
-        ["\ufffd[2J\ufffdround 9 is unknown"],
-    ),
     "a huge norm": (_arrays(_huge), ["norm", "expected at most"]),
     "more records": (_numbers(num_examples=10**6), ["1000000 training records", "expected 23"]),
     "no records": (_numbers(num_examples=None), ["num-examples", "expected a finite number"]),
@@ -247,7 +243,13 @@ def _text(reply: Message) -> Message:
     return reply
 
 
+def _escape(reply: Message) -> Message:
+    reply.content["config"] = ConfigRecord({"vocabulary": "\x1b[2J\n"})
+    return reply
+
+
 HELLOS: dict[str, tuple[Tamper, str]] = {
+    "a digest that moves the cursor": (_escape, "hospital 8's vocabulary has the digest '?[2J?'"),
     "another vocabulary": (_text, "hospital 8's vocabulary has the digest 'ffffffffffff'"),
     "no digest": (_without("config"), "digest ''"),
     "no numbers": (_without("metrics"), "no numbers"),

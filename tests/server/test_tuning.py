@@ -80,6 +80,7 @@ def test_a_hospital_that_is_away_at_a_resumption_does_not_lose_the_metrics_that_
 def test_at_a_resumption_only_hospitals_whose_metrics_are_missing_tune(data: Path, tmp_path: Path) -> None:
     first, about = seed(tmp_path, Forgetful(data, tmp_path, lost={8: 99}))
     assert sorted(first) == [3, 21, 34] and about["not_tuned"] == {"8": "no reply"}
+    assert seed(tmp_path, Forgetful(data, tmp_path, away={8}))[1]["not_tuned"] == {"8": "it is not there"}
     resumed = Forgetful(data, tmp_path)
     assert sorted(seed(tmp_path, resumed)[0]) == [3, 8, 21, 34] and resumed.tuned == [8]
 

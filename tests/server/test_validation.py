@@ -1,4 +1,4 @@
-"""Tensors of a reply that are none, or are more than they say: its rejection, whatever is wrong with them."""
+"""What is wrong with a reply is its rejection, in words that do no harm where they are read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from server.plain_message import array_record
-from server.validation import Arrays, Rejected, control_of, update_of
+from server.exchange import error_of
+from server.plain_message import array_record, plain_message
+from server.validation import Arrays, Rejected, codes_and_arrays_of, control_of, number_of, update_of
 from shared_model.transport import Transport
 
 CURRENT: Arrays = {"m": np.ones((7, 3), np.float32), "v": np.ones(5, np.float32)}
@@ -60,3 +61,48 @@ def test_a_defect_while_an_update_is_decoded_is_told_by_its_kind(monkeypatch: py
     monkeypatch.setattr(Transport, "decode_update", fails)
     with pytest.raises(Rejected, match=r"the update can't be read \(IndexError\)"):
         update_of(array_record(CURRENT), CURRENT, Transport(), 10.0)
+
+
+EVIL = "a\x1b[2J\r\n202\u202e\ud800 \x9b31m" + "e" * 1000
+
+
+def _array(name: str, array: np.ndarray) -> ArrayRecord:
+    return array_record(CURRENT | {name: array})
+
+
+def _rows() -> ArrayRecord:
+    return array_record(CURRENT | {f"{EVIL}/rows": np.zeros(1, np.int32)})
+
+
+def _codes(codes: dict[str, list[str]], arrays: ArrayRecord) -> None:
+    content = RecordDict({"codes": ConfigRecord(dict(codes)), "arrays": arrays})
+    codes_and_arrays_of(plain_message(content, "query"), {"diagnoses"}, {"m", "v"})
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "an unknown tensor": lambda: update_of(_array(EVIL, CURRENT["v"]), CURRENT, Transport(), 10.0),
+    "unknown rows": lambda: update_of(_rows(), CURRENT, Transport(changed_rows=True), 10.0),
+    "an unknown control": lambda: control_of(_array(EVIL, CURRENT["v"]), CURRENT, Transport(), 10.0),
+    "a tensor of fields": lambda: update_of(
+        _array("v", np.zeros(5, [(EVIL.replace("\ud800", ""), "f4")])), CURRENT, Transport(), 10.0
+    ),
+    "a tensor that is none": lambda: update_of(
+        ArrayRecord({EVIL: Array(dtype="x", shape=(1,), stype="numpy.ndarray", data=b"no")}), CURRENT, Transport(), 10.0
+    ),
+    "an unknown list": lambda: _codes({"diagnoses": [], EVIL: []}, array_record(CURRENT)),
+    "an unknown array": lambda: _codes({"diagnoses": []}, _array(EVIL, CURRENT["v"])),
+    "a number that is a text": lambda: number_of({"loss": EVIL}, "loss"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_hospital_names_moves_no_cursor_of_the_operators_and_makes_no_line(way: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        WAYS[way]()
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+
+
+def test_a_hospitals_error_moves_no_cursor_of_the_operators() -> None:
+    reply = Message(Error(100, EVIL), reply_to=plain_message(RecordDict({}), "query"))
+    assert error_of(reply).startswith("error 100: a?[2J 202?? ?31mee")
+    assert error_of(reply).isprintable() and len(error_of(reply)) == 200
