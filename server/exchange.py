@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
 from server.told import Told
-from server.validation import Rejected, count_of, number_of
+from server.validation import LeftOut, Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
@@ -101,8 +101,8 @@ def ask_everybody(
     """What each hospital that is there answers, by the id that it says and its key does not gainsay; why others don't.
 
     Args:
-        expected: hospitals whose answers can be taken to wait for, within the timeout. One that was refused is asked
-            again if it went away and came back. Without a timeout nobody else will come.
+        expected: hospitals to wait for, within the timeout, whose answers can be taken or have no part by the rules.
+            One that was refused is asked again if it went away and came back. Without a timeout nobody else will come.
         read: makes of node, hospital and reply what is wanted, or raises `Rejected`.
     """
     limit = timeout if timeout is not None else _GREETING_SECONDS
@@ -111,13 +111,17 @@ def ask_everybody(
     claims: dict[int, list[T]] = {}
     refused: dict[int, str] = {}
     asked: set[int] = set()
+    without_part: set[int] = set()
 
     def accepted() -> dict[int, T]:
         return {hospital: answers[0] for hospital, answers in claims.items() if len(answers) == 1}
 
-    while not asked or (timeout is not None and len(accepted()) < expected):
-        while len(nodes := set(grid.get_node_ids()) - asked) + len(accepted()) < expected and time.monotonic() < until:
-            asked -= refused.keys() - set(grid.get_node_ids())
+    def awaited() -> int:
+        return expected - len(accepted()) - len(without_part)
+
+    while not asked or (timeout is not None and awaited() > 0):
+        while len(nodes := set(grid.get_node_ids()) - asked) < awaited() and time.monotonic() < until:
+            asked -= refused.keys() - set(grid.get_node_ids()) - without_part
             time.sleep(POLL_SECONDS)
         if not nodes:
             break
@@ -135,6 +139,8 @@ def ask_everybody(
                 claims.setdefault(hospital, []).append(read(node, hospital, reply))
             except Rejected as why:
                 refused[node] = str(why)
+                if isinstance(why, LeftOut):
+                    without_part.add(node)
                 told.say(f"{group}: node {node} is left out: {why}")
     left_out = {f"node {node}": why for node, why in refused.items()}
     for hospital, answers in claims.items():
@@ -156,7 +162,7 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     if sum(counts.values()) < min_records:
-        raise Rejected(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
+        raise LeftOut(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
     return Hospital(hospital, node, **counts)
 
 

@@ -28,6 +28,10 @@ class Rejected(Exception):
     """A reply that is left out: what was found, and what was expected."""
 
 
+class LeftOut(Rejected):
+    """A hospital that has no part by the federation's own rules; no other answer of it is waited for."""
+
+
 def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.inf, most: float = np.inf) -> float:
     """A finite number of a reply.
 
