@@ -14,6 +14,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,15 +155,21 @@ def _ask(connection: http.client.HTTPConnection, server: _Server) -> str:
         return ""
     finally:
         connection.close()
-    told = email.utils.parsedate_to_datetime(reply.headers["Date"]) if reply.headers["Date"] else None
-    server.ahead = None if told is None else time.time() - told.timestamp()
+    with suppress(TypeError, ValueError):  # no time, or none that can be read
+        server.ahead = time.time() - email.utils.parsedate_to_datetime(reply.headers["Date"]).timestamp()
     if reply.status == 200:
-        try:
+        with suppress(ValueError, RecursionError):
             facts = json.loads(body)
-            server.facts = facts if isinstance(facts, dict) else None
-        except ValueError:
-            pass
+            server.facts = facts if _are_facts(facts) else None
     return ""
+
+
+def _are_facts(found: object) -> bool:
+    """Whether the server's facts are of the form that `tempt server launch` writes."""
+    if not isinstance(found, dict):
+        return False
+    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list}
+    return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
 def _clock(server: _Server) -> str:

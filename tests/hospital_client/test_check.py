@@ -184,6 +184,15 @@ def test_a_front_that_tells_nothing_stops_nothing(place: HospitalPlace, front: F
     assert wrong(place) == {}
 
 
+@pytest.mark.parametrize(
+    "facts", [{"versions": [1]}, {"keys": 7}, {"code": None}, {"vocabulary": ["a"]}, {"versions": "flwr"}]
+)
+def test_facts_of_another_form_are_none(place: HospitalPlace, front: Front, facts: dict[str, Any]) -> None:
+    assert front.facts is not None
+    front.facts |= facts
+    assert wrong(place) == {}
+
+
 def test_records_disk_and_rights(place: HospitalPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "has no hospital 9" in wrong(replace(place, hospital=9))["records"].found
     monkeypatch.setattr(check, "_FREE_BYTES", 10**18)
