@@ -31,7 +31,7 @@ from hospital_client.local_pretraining import LocalPretraining, LocalWork
 from hospital_client.partition import Partition, read_partition, records_file
 from hospital_client.preparation import prepare_agreed
 from hospital_client.preparation_options import PreparationOptions
-from hospital_client.watchdog import time_limit
+from hospital_client.watchdog import time_limit, work_limit
 from shared_model.batching import TokenRows
 from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system
 from shared_model.fitting import stamp_of
@@ -45,7 +45,6 @@ from shared_model.vocabulary_rules import MINIMUM_COUNT
 log = logging.getLogger("tempt.hospital")
 _EXPERIMENT = re.compile(r"[0-9a-z-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LONGEST_WORK = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
             try:
                 place = place_of(context)
                 torch.set_num_threads(place.threads)
-                with time_limit(work_limit(message.content.config_records["config"], place)):
+                limit = float(cast(float, message.content.config_records["config"].get("limit", 0.0)))
+                with time_limit(work_limit(limit) if place.alone else limit):
                     reply = handler(message.content, place)
                 return Message(_checked(kind, message.content, reply, place), reply_to=message)
             except Exception as error:
@@ -142,14 +142,6 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     app.train("pretrain")(answer("pretrain", _pretrain))
     app.train("tune")(answer("tune", _tune))
     return app
-
-
-def work_limit(config: ConfigRecord, place: Place) -> float:
-    """Seconds that a message's work may take, 0 for any: as the server asks, at a deployed hospital a day at most."""
-    asked = float(cast(float, config.get("limit", 0.0)))
-    if not place.alone:
-        return asked
-    return min(asked, _LONGEST_WORK) if asked > 0 else _LONGEST_WORK
 
 
 def _mistake(error: Exception) -> TemptError | None:

@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_LONGEST = 86_400.0  # seconds
 _GRACE = 30.0  # seconds in which a process may still answer that its time is over
 _WATCH = """import os, select, signal, sys
 ready, _, _ = select.select([0], [], [], float(sys.argv[2]))
 if not ready:  # neither the work's end nor its process's has closed the pipe
     os.kill(int(sys.argv[1]), signal.SIGKILL)
 """
+
+
+def work_limit(asked: float) -> float:
+    """Seconds that work at a deployed hospital may take: as the server asks, and a day at most."""
+    return min(asked, _LONGEST) if asked > 0 else _LONGEST
 
 
 class TimeIsOver(Exception):

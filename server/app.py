@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.federation import Federation
 from server.rounds import rounds_of
-from server.run_config import options_of
+from server.run_options import options_of
 from server.told import Told
 from server.vocabulary_agreement import agree, agreement_rules
 from shared_model import run_directory

@@ -19,7 +19,7 @@ from server.control import Control, program
 from server.front import FrontPlace, check_keys
 from server.keys import CA, CERTIFICATE, KEY, SECRET
 from server.network import Network, facts_file, own_folder
-from server.run_config import RUN_CONFIG, options_of
+from server.run_config import RUN_CONFIG
 from server.told import STATUS
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.files import locked, private_directory, read_json, write_text
@@ -78,6 +78,8 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
     elif place.host not in _LOOPBACK or place.front:
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
+    from server.run_options import options_of  # it needs Flower
+
     options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None

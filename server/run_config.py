@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-from server.federation import check_settings
-from server.federation_settings import FederationSettings, federation_settings
-from shared_model.adaptation import adaptation, adaptations
-from shared_model.errors import TemptError
-from shared_model.settings import Settings, resolve
-
 RUN_CONFIG: dict[str, str | int | float | bool] = {
     "data": "",
     "vocabulary": "",
@@ -40,66 +31,3 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
     "status-file": "",
 }
 """Every option with its default, as `[tool.flwr.app.config]` of pyproject.toml has them."""
-
-
-class Options(NamedTuple):
-    """What a run configuration says, but for places and who takes part."""
-
-    settings: Settings
-    federation: FederationSettings
-    models: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-def options_of(config: Mapping[str, Any]) -> Options:
-    """A run configuration's options.
-
-    Raises:
-        TemptError: one is unknown, ill-typed or out of its bounds.
-    """
-    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
-    check_settings(settings)
-    federation = federation_settings(
-        strategy=config["strategy"],
-        options=_pairs("strategy-options", str(config["strategy-options"])),
-        rounds=config["rounds"] or None,
-        local_epochs=config["local-epochs"],
-        local_optimizer=config["local-optimizer"],
-        fraction=config["fraction"],
-        quorum=config["quorum"],
-        timeout=config["timeout"],
-        largest_update=config["largest-update"],
-        transport=config["transport"],
-        changed_rows=config["changed-rows"],
-    )
-    models = _words(str(config["models"])) or list(adaptations())
-    for model in models:
-        adaptation(model)
-    if len(set(models)) < len(models):
-        raise TemptError(f"models '{config['models']}': a model is named twice")
-    return Options(settings, federation, tuple(models), tuple(_seeds(str(config["seeds"]))))
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(word) for word in _words(text)]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise TemptError(f"seeds '{text}': expected different integers of at least 0 with commas between them")
-    return seeds
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _pairs(option: str, text: str) -> dict[str, str]:
-    """Blank-separated NAME=VALUE: a run configuration knows no lists."""
-    pairs = {}
-    for word in text.split():
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise TemptError(f"{option} '{word}': expected NAME=VALUE")
-        pairs[name] = value
-    return pairs

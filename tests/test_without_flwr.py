@@ -14,6 +14,7 @@ FEDERATED = {
     "server.federation_settings",
     "server.plain_message",
     "server.rounds",
+    "server.run_options",
     "server.strategy",
     "server.tuning",
     "server.validation",

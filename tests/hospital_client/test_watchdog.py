@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from hospital_client import app
-from hospital_client.app import Place, make_app, work_limit
+from hospital_client.app import Place, make_app
 from hospital_client.watchdog import TimeIsOver, time_limit
 from server import exchange
 from server.federation_settings import FederationSettings
@@ -85,9 +87,20 @@ def test_an_answer_that_takes_too_long_is_an_error_that_names_no_data(
 
 
 @pytest.mark.parametrize("asked", [0.0, -1.0, float("nan"), float("inf"), 1e9])
-def test_no_server_can_ask_a_hospital_for_work_without_an_end(tmp_path: Path, asked: float) -> None:
-    hospital = Place(tmp_path, 8, tmp_path, alone=True)
-    assert work_limit(ConfigRecord({"limit": asked}), hospital) == 86_400
-    assert work_limit(ConfigRecord({}), hospital) == 86_400
-    assert work_limit(ConfigRecord({"limit": 30.0}), hospital) == 30
-    assert work_limit(ConfigRecord({}), Place(tmp_path, 8, tmp_path)) == 0, "a simulation needs none"
+def test_no_server_can_ask_a_deployed_hospital_for_work_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: float
+) -> None:
+    limits: list[float] = []
+
+    @contextmanager
+    def limit(seconds: float) -> Iterator[None]:
+        limits.append(seconds)
+        yield
+
+    monkeypatch.setattr(app, "time_limit", limit)
+    context = Context(run_id=0, node_id=8, node_config={}, state=RecordDict(), run_config={})
+    for alone, seconds in ((True, asked), (True, 30.0), (False, 0.0)):
+        place = Place(tmp_path, 8, tmp_path, alone=alone)
+        content = RecordDict({"config": ConfigRecord({"limit": seconds, "seed": 42})})
+        make_app(lambda _, place=place: place)(plain_message(content, "query.hello", 8), context)  # type: ignore[misc]
+    assert limits == [86_400, 30, 0], "a simulation needs none"
