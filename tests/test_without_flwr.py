@@ -12,6 +12,7 @@ FEDERATED = {
     "server.exchange",
     "server.federation",
     "server.federation_settings",
+    "server.participation",
     "server.plain_message",
     "server.rounds",
     "server.run_options",
