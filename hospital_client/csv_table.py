@@ -31,7 +31,7 @@ from shared_model.errors import TemptError
 Positions = NDArray[np.int64]
 _Value = TypeVar("_Value", int, str)
 
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 25
 _GZIP_START = b"\x1f\x8b"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.0{1,40})?", re.ASCII)
@@ -114,8 +114,9 @@ def read_csv_table(path: Path, columns: Sequence[str]) -> CsvTable:
     header = _header(path, columns)
     try:
         with open(path, "rb") as file:
-            stream = _CheckedStream(pa.CompressedInputStream(file, "gzip") if _is_gzip(path) else file)
-            table = _parse(stream, [header.index(name) for name in columns], len(header))
+            text = _Text()
+            blocks = text.blocks(pa.CompressedInputStream(file, "gzip") if _is_gzip(path) else file)
+            table = _parse(blocks, [header.index(name) for name in columns], len(header))
     except _LooksWrong:
         table = None
     except pa.ArrowInvalid as error:
@@ -125,7 +126,7 @@ def read_csv_table(path: Path, columns: Sequence[str]) -> CsvTable:
     except OSError as error:
         raise _unreadable(path, error) from None
     # An unclosed quote swallows line ends: only where every line is a row is each quote known to be closed.
-    if table is None or stream.lines != table.num_rows + 1 or stream.quotes % 2:
+    if table is None or text.lines != table.num_rows + 1 or text.quotes % 2:
         _verify(path)
     if table is None:
         raise TemptError(f"{path}: holds bytes that are not UTF-8; save it as UTF-8")
@@ -144,12 +145,14 @@ class _LooksWrong(Exception):
     """The fast reader met bytes that only the slow one can explain."""
 
 
-class _CheckedStream(io.RawIOBase):
-    """Decompressed bytes on their way to pyarrow: counted, and stopped where they can't be text."""
+class _Text:
+    """Decompressed bytes on their way to pyarrow: counted, and stopped where they can't be text.
 
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self._source = source
+    pyarrow gets whole rows in memory and never a stream to read from: what it reads ahead, in threads of its own,
+    may still be at it when an error has ended the process, which is then aborted.
+    """
+
+    def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._ended = True  # with a line end, or nothing was read yet
         self.quotes = 0
@@ -159,11 +162,19 @@ class _CheckedStream(io.RawIOBase):
     def lines(self) -> int:
         return self._line_ends + (not self._ended)
 
-    def readable(self) -> bool:
-        return True
+    def blocks(self, source: Any) -> Iterator[bytes]:
+        """The source's bytes, cut where a row ends."""
+        rest = b""
+        while data := source.read(_BLOCK_BYTES):
+            self._look(data)
+            if end := _end_of_rows(rest):
+                yield rest[:end]
+                rest = rest[end:]
+            rest += data
+        self._look(b"")
+        yield rest
 
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._source.read(size)
+    def _look(self, data: bytes) -> None:
         try:
             self._decoder.decode(data, final=not data)
         except UnicodeDecodeError:
@@ -174,25 +185,38 @@ class _CheckedStream(io.RawIOBase):
             self._line_ends += data.count(b"\n")
             self.quotes += data.count(b'"')
             self._ended = data.endswith(b"\n")
-        return data
 
 
-def _parse(stream: _CheckedStream, chosen: Sequence[int], width: int) -> pa.Table:
+def _end_of_rows(data: bytes) -> int:
+    """Where the last row that is whole ends: behind a line end with an even number of quotes before it; 0 for none."""
+    end = data.rfind(b"\n") + 1
+    while end and data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
+    return end
+
+
+def _parse(blocks: Iterator[bytes], chosen: Sequence[int], width: int) -> pa.Table:
     # Columns go by number: names may be repeated among those that nobody asked for.
     names = [str(number) for number in chosen]
-    table = pa.csv.read_csv(
-        pa.PythonFile(stream, mode="r"),
-        read_options=pa.csv.ReadOptions(
-            column_names=[str(number) for number in range(width)], skip_rows_after_names=1, block_size=_BLOCK_BYTES
-        ),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=names,
-            column_types=dict.fromkeys(names, pa.dictionary(pa.int32(), pa.string())),
-            check_utf8=False,
-        ),
-    )
-    return table.unify_dictionaries()
+    tables = [
+        pa.csv.read_csv(
+            pa.BufferReader(block),
+            read_options=pa.csv.ReadOptions(
+                column_names=[str(number) for number in range(width)],
+                skip_rows_after_names=0 if number else 1,
+                block_size=max(1 << 20, len(block) // 4),
+            ),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=names,
+                column_types=dict.fromkeys(names, pa.dictionary(pa.int32(), pa.string())),
+                check_utf8=False,
+            ),
+        )
+        for number, block in enumerate(blocks)
+        if block.strip()
+    ]
+    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def _column(chunks: pa.ChunkedArray) -> _Column:

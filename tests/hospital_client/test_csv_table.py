@@ -42,6 +42,23 @@ def test_read_whichever_way_it_is_written_gives_the_same(tmp_path: Path, name: s
     assert read(tmp_path / name, content) == ([7, None, 8], ["a b", None, "é"])
 
 
+@pytest.mark.parametrize("size", [9, 13, 16, 33, 64])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_rows_that_are_cut_anywhere_are_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, end: bytes
+) -> None:
+    """Quotes, line ends within them and letters of several bytes, at every distance from a block's end."""
+    monkeypatch.setattr(csv_table, "_BLOCK_BYTES", size)
+    names = ["a", "é" * 9, "of\ntwo lines", 'a "quoted" one', "", 'ends with "', "\n\n", "x" * 50]
+    quoted = [name.replace('"', '""') for name in names]
+    between = end or b"\n"
+    rows = [f'{i},"{name}"'.encode() for i, name in enumerate(quoted * 5)]
+    for name in ("table.csv", "table.csv.gz"):
+        ids, found = read(tmp_path / name, b"id,name" + between + between.join(rows) + end)
+        assert ids == list(range(40))
+        assert found == [name.strip() or None for name in names] * 5
+
+
 def test_integers_beyond_the_precision_of_floats_are_exact(tmp_path: Path) -> None:
     content = b"id,name\n9223372036854775807.0,\n9223372036854775806,\n-9223372036854775808,\n0009,\n-0,\n+5.00,\n"
     ids, _ = read(tmp_path / "table.csv", content)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sim.cli import run as tempt
+from tests.sim import consortium
 from tests.sim.command import Capture, mistake, unchanged
 from tests.sim.consortium import assigned
 
@@ -150,3 +151,15 @@ def test_prepare_says_how_many_hospitals_it_left_out(tmp_path: Path, capsys: Cap
     assert tempt(["prepare", str(raw), str(tmp_path / "some"), "--min-records", "5"]) == 0
     note = "note: 1 hospital has fewer than 5 records and was left out; a smaller --min-records keeps it\n"
     assert capsys.readouterr().err.endswith(note)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_with_a_truncated_table_was_aborted_in_every_other_case(tmp_path: Path) -> None:
+    """What pyarrow read ahead, in a thread of its own, was still at it when Python ended."""
+    assert tempt(["synth", str(tmp_path / "raw"), "--profile", "small"]) == 0
+    table = tmp_path / "raw" / "diagnosis.csv.gz"
+    table.write_bytes(table.read_bytes()[:2000])
+    for _ in range(6):
+        done = consortium.call("prepare", tmp_path / "raw", tmp_path / "dataset", "--min-records", "50")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"error: {table}: the gzip data are damaged"), done.stderr
