@@ -24,7 +24,7 @@ from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError, printable
-from shared_model.node_keys import fingerprint, public_key
+from shared_model.node_keys import bound, fingerprint, public_key
 from shared_model.shipped_code import code_digest
 
 _SECONDS = 10.0
@@ -155,6 +155,8 @@ def _ask(connection: http.client.HTTPConnection, server: _Server) -> str:
         return ""
     finally:
         connection.close()
+    if reply.status == 400 and not isinstance(connection, http.client.HTTPSConnection):
+        raise _Trouble("it speaks TLS", "leave --insecure out; give --root-certificates and --private-key")
     with suppress(TypeError, ValueError):  # no time, or none that can be read
         server.ahead = time.time() - email.utils.parsedate_to_datetime(reply.headers["Date"]).timestamp()
     if reply.status == 200:
@@ -168,7 +170,7 @@ def _are_facts(found: object) -> bool:
     """Whether the server's facts are of the form that `tempt server launch` writes."""
     if not isinstance(found, dict):
         return False
-    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list}
+    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list, "bound": list}
     return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
@@ -192,6 +194,11 @@ def _key(place: HospitalPlace, server: _Server) -> str:
         return f"{mark}; whether the server knows it was not told"
     if mark not in server.facts.get("keys", []):
         raise _Trouble(f"the server does not know {mark}", "send key.pub to the operator (`tempt server register`)")
+    if bound(place.hospital, mark) not in server.facts.get("bound", []):
+        raise _Trouble(
+            f"{mark} is registered for another hospital than {place.hospital}",
+            "give this hospital's own key, or correct --hospital-id",
+        )
     return f"{mark}, registered"
 
 

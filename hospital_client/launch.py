@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -131,6 +132,8 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
     left = _Ledger(place.state / "egress" / f"{place.hospital}.jsonl")
     with ended_together([node]):
         say(f"hospital {place.hospital}: serving {place.superlink}; log in {node.log}")
+        if not _answers(place):
+            say(f"hospital {place.hospital}: nobody answers at {place.superlink} yet; trying again until someone does")
         while not until():
             status = node.keep()
             why = None
@@ -149,6 +152,14 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
                 said = ""
                 say(f"hospital {place.hospital}: {line}")
             time.sleep(0.2)
+
+
+def _answers(place: HospitalPlace) -> bool:
+    try:
+        socket.create_connection((place.host, place.port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 class _Ledger:

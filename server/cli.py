@@ -84,7 +84,7 @@ def launch(
 ) -> None:
     """Start the server's processes, run one federation to its end, and print its metrics.
 
-    Example: tempt server launch --keys keys --out run --hospitals 2
+    Example: tempt server launch --keys keys --vocabulary dataset --out run --hospitals 2
     """
     from server.launch import ServerPlace
     from server.launch import launch as run_to_the_end
@@ -178,8 +178,12 @@ def status(
     """
     from server.network import Network, status_table
 
-    running, rows, lines = Network.of_run(run).status()
-    print("The server runs." if running else "The server does not run; this is what it last told.")
+    running, rows, lines, ended = Network.of_run(run).status()
+    if ended is not None:
+        how = "well" if ended["status"] == 0 else f"with status {ended['status']}: {ended['error']}"
+        print(f"The run has ended {how}{f'; its table is in {run}/results.json' if ended['status'] == 0 else ''}.")
+    else:
+        print("The server runs." if running else "The server does not run; this is what it last told.")
     print("\n".join(status_table(rows)))
     for line in lines[-3:]:
         print(line)

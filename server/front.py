@@ -25,6 +25,9 @@ FACTS = "facts.json"
 _ASK_SECONDS = 5.0  # a container that was started again has another address
 
 
+_SYSTEM = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # where nginx is, and not on the path of an ordinary user
+
+
 @dataclass(frozen=True)
 class FrontPlace:
     """Where a front is.
@@ -50,13 +53,14 @@ class FrontPlace:
         Raises:
             TemptError: nginx is not installed, or the keys are incomplete.
         """
-        if shutil.which("nginx") is None:
+        nginx = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM]))
+        if nginx is None:
             raise TemptError("nginx is not installed; it is the front that hospitals reach (apt install nginx-light)")
         check_keys(self.keys, CA, CERTIFICATE, KEY)
         private_directory(self.own)
         self.configure()
         own = self.own.absolute()
-        command = ["nginx", "-p", str(own), "-c", str(own / "front.conf"), "-g", "daemon off;"]
+        command = [nginx, "-p", str(own), "-c", str(own / "front.conf"), "-g", "daemon off;"]
         return Kept("front", command, os.environ, self.own / "logs" / "front.log")
 
     def configure(self) -> None:

@@ -85,6 +85,9 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     private_directory(place.own)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
+        if (place.run / RESULTS).is_file():
+            say(f"{place.run}: this run is finished; for another one name another --out")
+            return read_json(place.run / RESULTS)
         _check_free(place)
         return _launch(place, run_config, digest, say)
 

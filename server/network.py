@@ -12,7 +12,7 @@ from server.control import Control
 from server.told import STATUS
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory, read_json, write_json
-from shared_model.node_keys import fingerprint, read_public
+from shared_model.node_keys import bound, fingerprint, read_public
 from shared_model.shipped_code import code_digest
 
 _REGISTERED = "registered.json"
@@ -86,10 +86,12 @@ class Network:
         Args:
             vocabulary: the agreed vocabulary's digest, where there is one.
         """
-        keys = sorted(found["key"] for found in self.registered().values())
+        known = self.registered()
+        keys = sorted(found["key"] for found in known.values())
+        pairs = sorted(bound(int(hospital), found["key"]) for hospital, found in known.items())
         versions = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
         private_directory(facts_file(self.own).parent)
-        content = {"versions": versions, "code": code_digest(), "vocabulary": vocabulary, "keys": keys}
+        content = {"versions": versions, "code": code_digest(), "vocabulary": vocabulary, "keys": keys, "bound": pairs}
         write_json(facts_file(self.own), content)
 
     def republish(self) -> None:
@@ -98,8 +100,8 @@ class Network:
         if path.exists():
             self.publish(read_json(path)["vocabulary"])
 
-    def status(self) -> tuple[bool, dict[str, dict[str, Any]], list[str]]:
-        """Whether the server runs, each hospital's part, and the lines that the run has told."""
+    def status(self) -> tuple[bool, dict[str, dict[str, Any]], list[str], dict[str, Any] | None]:
+        """Whether the server runs, each hospital's part, the lines that the run has told, and how it has ended."""
         path = self.own / STATUS
         told: Mapping[str, Any] = read_json(path) if path.exists() else {"hospitals": {}, "lines": []}
         online = self.control.nodes() if self.control.answers() else None
@@ -109,7 +111,7 @@ class Network:
             part = dict(told["hospitals"].get(hospital, {}))
             node = str(part.get("node") or known.get(hospital, {}).get("node", ""))
             rows[hospital] = part | {"state": online.get(node, "unknown") if online is not None else "unknown"}
-        return online is not None, rows, list(told["lines"])
+        return online is not None, rows, list(told["lines"]), told.get("ended")
 
 
 def own_folder(run: Path) -> Path:

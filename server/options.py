@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-Strategy = Annotated[str, typer.Option(help="How updates are averaged; see the README's list.")]
+# Those of server/strategy.py, which needs Flower; a test compares them
+_STRATEGIES = ["fedadam", "fedavg", "fedavgm", "fedmedian", "fedprox", "fedtrimmedavg", "fedyogi", "krum", "scaffold"]
+Strategy = Annotated[str, typer.Option(help=f"How updates are averaged: {', '.join(_STRATEGIES)}.")]
 StrategyOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the strategy, such as proximal_mu=0.01.")]
 LocalEpochs = Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")]
 LocalOptimizer = Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")]

@@ -31,7 +31,7 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     unknown preset 'papper'; did you mean 'paper'? Known: paper, released
     """
     names = sorted(known)
-    near = get_close_matches(found, names, n=1, cutoff=0.5)
+    near = get_close_matches(found.lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
 

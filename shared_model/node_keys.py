@@ -44,6 +44,11 @@ def public_key(path: Path) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 
+def bound(hospital: int, mark: str) -> str:
+    """What everybody may read of a key and the hospital that it is registered for: neither can be told from it."""
+    return hashlib.sha256(f"{hospital} {mark}".encode()).hexdigest()
+
+
 def read_public(path: Path) -> bytes:
     """A public EC key's file.
 

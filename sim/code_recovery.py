@@ -57,13 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    print(f"{'hospital':>8}{'records':>9}{'its codes':>11}{'named':>8}{'of these wrong':>16}")
+    print(f"{'hospital':>8}{'records':>9}{'its codes':>11}{'named':>8}{'share':>8}{'of these wrong':>16}")
     for hospital in dataset.records.hospitals:
         own = dataset.of_hospitals([hospital])
         partition = Partition(hospital, own.vocabulary, own.records, own.split_by_patient)
         has, moved = recovered(partition, Settings(), given.seed, given.epochs)
         print(
-            f"{hospital:>8}{len(own.records):>9}{len(has):>11}{len(has & moved):>8}{len(moved - has):>16}", flush=True
+            f"{hospital:>8}{len(own.records):>9}{len(has):>11}{len(has & moved):>8}"
+            f"{len(has & moved) / max(1, len(has)):>8.0%}{len(moved - has):>16}",
+            flush=True,
         )
     return 0
 

@@ -80,6 +80,10 @@ def recommend(
         raise TemptError(
             f"{unit.needs.files.tensors}: no such checkpoint; the run is not complete, go on with --resume"
         )
+    if config["mode"] == "federated" and not unit.files.tensors.exists():
+        raise TemptError(
+            f"{run}: does not hold what hospital {hospital} tuned, which never leaves it; name the hospital's --state"
+        )
     tensors, _ = checkpoint.load(unit.files.tensors)
     row = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0]
     above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.commands import options
+
+if TYPE_CHECKING:
+    from hospital_client.preparation_options import PreparationOptions
+    from hospital_client.preparation_report import Report
 
 
 def synth(
@@ -46,7 +50,7 @@ def prepare(
     Example: tempt prepare eicu/ dataset/
     """
     from hospital_client.preparation import prepare as make
-    from hospital_client.preparation_report import hospitals_left_out, report_lines
+    from hospital_client.preparation_report import report_lines
 
     chosen = options.preparation(
         min_records=min_records,
@@ -59,12 +63,20 @@ def prepare(
     )
     report = make(raw, dataset, chosen, force=force)
     print("\n".join(report_lines(report)))
+    if note := left_out_note(report, chosen):
+        print(note, file=sys.stderr)
+
+
+def left_out_note(report: Report, chosen: PreparationOptions) -> str | None:
+    """What to say where hospitals have too few records; None where all are kept."""
+    from hospital_client.preparation_report import hospitals_left_out
+
     left_out = hospitals_left_out(report)
-    if left_out:
-        have, it = ("hospitals have", "them") if left_out > 1 else ("hospital has", "it")
-        were = "were" if left_out > 1 else "was"
-        print(
-            f"note: {left_out} {have} fewer than {chosen.min_records} records and {were} left out; "
-            f"a smaller --min-records keeps {it}",
-            file=sys.stderr,
-        )
+    if not left_out:
+        return None
+    have, it = ("hospitals have", "them") if left_out > 1 else ("hospital has", "it")
+    were = "were" if left_out > 1 else "was"
+    return (
+        f"note: {left_out} {have} fewer than {chosen.min_records} records and {were} left out; "
+        f"a smaller --min-records keeps {it}"
+    )

@@ -11,7 +11,7 @@ import typer
 
 
 def recommend(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or a hospital's --state.")],
     hospital: Annotated[int, typer.Option(help="The patient's hospital.")],
     diagnosis: Annotated[
         list[str], typer.Option(help="A whole field of icd9code, as vocabulary.json lists them; repeat it for more.")
@@ -23,8 +23,8 @@ def recommend(
 ) -> None:
     """Recommend medications for one patient of one hospital. Research software, not for clinical use.
 
-    Example: tempt recommend runs/demo --hospital 3 --diagnosis "401.9, I10" --procedure "cardiovascular|..."
-    """
+    Example: tempt recommend runs/demo --hospital 101 --diagnosis "428.9, I50.0" --procedure "cardiovascular|assessment|telemetry"
+    """  # noqa: E501
     from sim.recommend import recommend as answer
     from sim.recommend import threshold_of
 

@@ -13,6 +13,7 @@ import typer
 from server import options as federation_options
 from shared_model.errors import TemptError
 from sim.commands import options
+from sim.commands.data import left_out_note
 
 if TYPE_CHECKING:
     from hospital_client.preparation_options import PreparationOptions
@@ -323,7 +324,9 @@ def _prepare(data: Path | None, place: Path, preparation: PreparationOptions, di
 
     if data is not None:
         display.say(f"preparing {data}")
-        prepare(data, place, preparation)
+        report = prepare(data, place, preparation)
+        if note := left_out_note(report, preparation):
+            display.say(note)
         return
     display.say("making a small synthetic consortium (no --data given)")
     with tempfile.TemporaryDirectory() as folder:

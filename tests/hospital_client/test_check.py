@@ -184,6 +184,29 @@ def test_a_front_that_tells_nothing_stops_nothing(place: HospitalPlace, front: F
     assert wrong(place) == {}
 
 
+def test_a_key_that_is_registered_for_another_hospital(place: HospitalPlace) -> None:
+    found = wrong(replace(place, hospital=3))
+    assert list(found) == ["key"] and "is registered for another hospital than 3" in found["key"].found
+
+
+def test_a_port_that_speaks_tls_where_none_is_expected(place: HospitalPlace) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # as nginx does
+            self.send_error(400, "The plain HTTP request was sent to HTTPS port")
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        bare = replace(place, superlink=f"127.0.0.1:{server.server_port}", root_certificates=None, private_key=None)
+        found = wrong(bare)
+        server.shutdown()
+        thread.join()
+    assert "it speaks TLS" in found["certificate"].found and "leave --insecure out" in found["certificate"].mend
+
+
 @pytest.mark.parametrize(
     "facts", [{"versions": [1]}, {"keys": 7}, {"code": None}, {"vocabulary": ["a"]}, {"versions": "flwr"}]
 )

@@ -17,11 +17,13 @@ from flwr.proto.node_pb2 import NodeInfo
 from hospital_client import egress
 from hospital_client.app import Place
 from hospital_client.launch import _Ledger, reason
-from server import exchange, front
+from server import exchange, front, options
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
+from server.keys import make_keys
 from server.launch import ServerPlace, _keep, launch
 from server.run_config import RUN_CONFIG
+from server.strategy import STRATEGIES
 from shared_model.errors import TemptError
 from shared_model.supervision import Kept, ended_together, flower_environment
 from sim.cli import run as tempt
@@ -152,6 +154,35 @@ def test_a_port_where_another_process_listens_is_refused_before_anything_starts(
         with pytest.raises(TemptError, match=f"--port {port}: can't listen there"):
             launch(place, {"vocabulary": str(tmp_path / "data"), "hospitals": 1}, print)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_waited_for_again(tmp_path: Path) -> None:
+    consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"models": {}}')
+    place, said = ServerPlace(None, tmp_path / "run", "127.0.0.1", 8443, front=False), list[str]()
+    config = {"vocabulary": str(tmp_path / "data"), "hospitals": 2}
+    assert launch(place, config, said.append) == {"models": {}}
+    assert said == [f"{tmp_path}/run: this run is finished; for another one name another --out"]
+
+
+def test_the_front_is_found_where_an_ordinary_users_path_does_not_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbin").mkdir()
+    (tmp_path / "sbin" / "nginx").touch(0o755)
+    make_keys(tmp_path / "keys", [], [5])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = FrontPlace(tmp_path / "keys", tmp_path / "own", tmp_path / "facts.json", "127.0.0.1", 8443, "127.0.0.1:9")
+    monkeypatch.setattr(front, "_SYSTEM", ())
+    with pytest.raises(TemptError, match="nginx is not installed"):
+        place.process()
+    monkeypatch.setattr(front, "_SYSTEM", (str(tmp_path / "sbin"),))
+    assert place.process().name == "front"
+
+
+def test_help_names_every_strategy() -> None:
+    assert options._STRATEGIES == STRATEGIES
 
 
 def _runs(pid: int) -> bool:

@@ -120,7 +120,7 @@ def test_everybody_may_read_versions_digests_and_fingerprints_alone(network: Net
     network.register(public(network, 5), 5)
     network.publish("d" * 64)
     facts = json.loads(facts_file(network.own).read_text())
-    assert facts.keys() == {"versions", "code", "vocabulary", "keys"} and facts["vocabulary"] == "d" * 64
+    assert facts.keys() == {"versions", "code", "vocabulary", "keys", "bound"} and facts["vocabulary"] == "d" * 64
     assert len(facts["keys"]) == 1 and facts["keys"][0].startswith("SHA256:")
     place = FrontPlace(network.own.parent / "keys", network.own, facts_file(network.own), "127.0.0.1", 1, "x:2")
     before = front_configuration(place)
@@ -150,7 +150,7 @@ def test_status_tells_state_rounds_and_the_last_rejection(network: Network) -> N
     told = Told(network.own / STATUS)
     told.say("round 3: waiting up to 60 s for the replies of 2 hospitals")
     told.hospitals({5: {"node": 1001, "records": 30, "last_round": 2, "missed": 1, "rejected": ["round 1: NaN"]}})
-    running, rows, lines = network.status()
+    running, rows, lines, _ = network.status()
     assert running and lines == ["round 3: waiting up to 60 s for the replies of 2 hospitals"]
     assert [line.split() for line in status_table(rows)[1:]] == [
         ["5", "online", "30", "2", "1", "1"],
