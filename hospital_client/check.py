@@ -24,7 +24,7 @@ from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError, printable
-from shared_model.node_keys import bound, fingerprint, public_key
+from shared_model.node_keys import binding, fingerprint, public_key
 from shared_model.shipped_code import code_digest
 
 _SECONDS = 10.0
@@ -170,7 +170,7 @@ def _are_facts(found: object) -> bool:
     """Whether the server's facts are of the form that `tempt server launch` writes."""
     if not isinstance(found, dict):
         return False
-    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list, "bound": list}
+    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list, "bindings": list}
     return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
@@ -187,14 +187,15 @@ def _clock(server: _Server) -> str:
 def _key(place: HospitalPlace, server: _Server) -> str:
     if place.private_key is None:
         return "none: --insecure"
-    mark = fingerprint(public_key(place.private_key))
+    public = public_key(place.private_key)
+    mark = fingerprint(public)
     if stat.S_IMODE(os.stat(place.private_key).st_mode) & 0o077:
         raise _Trouble(f"{place.private_key} can be read by others", f"chmod 600 {place.private_key}")
     if server.facts is None:
         return f"{mark}; whether the server knows it was not told"
     if mark not in server.facts.get("keys", []):
         raise _Trouble(f"the server does not know {mark}", "send key.pub to the operator (`tempt server register`)")
-    if bound(place.hospital, mark) not in server.facts.get("bound", []):
+    if binding(place.hospital, public) not in server.facts.get("bindings", []):
         raise _Trouble(
             f"{mark} is registered for another hospital than {place.hospital}",
             "give this hospital's own key, or correct --hospital-id",

@@ -21,6 +21,7 @@ from server.keys import CA, CERTIFICATE, KEY, SECRET
 from server.network import Network, facts_file, own_folder
 from server.run_config import RUN_CONFIG
 from server.told import STATUS
+from shared_model import run_directory
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.files import locked, private_directory, read_json, write_text
 from shared_model.results import RESULTS
@@ -30,7 +31,7 @@ from shared_model.vocabulary import read_vocabulary
 
 _READY_SECONDS = 120.0
 _ASK_SECONDS = 15.0  # asking Flower costs a process and two seconds of it
-_SHORT_LIVES = 20  # of a process that is kept running, in a row
+_SHORT_LIVES = 10  # of a process that is kept running, in a row
 _LOST_RUNS = 5  # a ServerApp that died is started again so often
 _LOOPBACK = ("127.0.0.1", "localhost")
 Say = Callable[[str], None]
@@ -80,12 +81,19 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
     from server.run_options import options_of  # it needs Flower
 
-    options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
+    options = options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     private_directory(place.own)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
         if (place.run / RESULTS).is_file():
+            asked = {
+                "settings": options.settings.model_dump(mode="json"),
+                "federation": options.federation.model_dump(mode="json"),
+                "models": list(options.models),
+                "seeds": list(options.seeds),
+            }
+            run_directory.compare(place.run, read_json(place.run / run_directory.CONFIG) | asked)
             say(f"{place.run}: this run is finished; for another one name another --out")
             return read_json(place.run / RESULTS)
         _check_free(place)
@@ -104,14 +112,14 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
     kept = [*inner, *outer]
     with ended_together(kept):
         say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {inner[0].log}")
-        _until(control.answers, inner, "the SuperLink answers")
+        _until(control.answers, inner, "the SuperLink answers", say)
         if place.keys is not None:
             for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
                 network.register(public, int(public.parent.name))
             network.publish(vocabulary)
         if front is not None:  # only now, so that it knows every key from the first
             front.configure()
-            _until(lambda: _listens(place), kept, "the front listens")
+            _until(lambda: _listens(place), kept, "the front listens", say)
         say(f"hospitals reach the server at {place.host}:{place.port}; waiting for {run_config['hospitals']}")
 
         def keep() -> None:
@@ -223,17 +231,13 @@ def _check_free(place: ServerPlace) -> None:
         ) from None
 
 
-def _until(condition: Callable[[], bool], kept: Sequence[Kept], what: str) -> None:
+def _until(condition: Callable[[], bool], kept: Sequence[Kept], what: str, say: Say) -> None:
     until = time.monotonic() + _READY_SECONDS
     for process in kept:
-        process.keep()
+        _keep(process, say)
     while not condition():
         for process in kept:
-            process.keep()
-            if process.starts > _LOST_RUNS:
-                raise TemptError(
-                    f"{process.log}: {process.name} ended {_LOST_RUNS} times at its start; the log says why"
-                )
+            _keep(process, say)
         if time.monotonic() > until:
             raise TemptError(f"waited {_READY_SECONDS:g} s until {what}; {kept[-1].log} says why")
         time.sleep(0.2)

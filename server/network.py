@@ -12,7 +12,7 @@ from server.control import Control
 from server.told import STATUS
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory, read_json, write_json
-from shared_model.node_keys import bound, fingerprint, read_public
+from shared_model.node_keys import binding, fingerprint, read_public
 from shared_model.shipped_code import code_digest
 
 _REGISTERED = "registered.json"
@@ -38,7 +38,7 @@ class Network:
         return cls(own, Control.of_home(own / "flower"))
 
     def registered(self) -> dict[str, dict[str, str]]:
-        """Flower's number and the key's fingerprint of each registered hospital, by id."""
+        """Flower's number, the key's fingerprint and its binding of each registered hospital, by id."""
         path = self.own / _REGISTERED
         return read_json(path) if path.exists() else {}
 
@@ -56,7 +56,8 @@ class Network:
             return self._register(public, hospital, replace=replace)
 
     def _register(self, public: Path, hospital: int, *, replace: bool) -> bool:
-        mark, known = fingerprint(read_public(public)), self.registered()
+        key, known = read_public(public), self.registered()
+        mark = fingerprint(key)
         whose = next((int(other) for other, found in known.items() if found["key"] == mark), None)
         if whose == hospital:
             return False
@@ -77,7 +78,10 @@ class Network:
                     f"delete {self.own} and begin anew"
                 )
             (node,) = strange
-        write_json(self.own / _REGISTERED, known | {str(hospital): {"node": node, "key": mark}})
+        write_json(
+            self.own / _REGISTERED,
+            known | {str(hospital): {"node": node, "key": mark, "binding": binding(hospital, key)}},
+        )
         return True
 
     def publish(self, vocabulary: str | None) -> None:
@@ -86,12 +90,17 @@ class Network:
         Args:
             vocabulary: the agreed vocabulary's digest, where there is one.
         """
-        known = self.registered()
-        keys = sorted(found["key"] for found in known.values())
-        pairs = sorted(bound(int(hospital), found["key"]) for hospital, found in known.items())
+        known = self.registered().values()
+        keys, bindings = (sorted(found[name] for found in known) for name in ("key", "binding"))
         versions = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
         private_directory(facts_file(self.own).parent)
-        content = {"versions": versions, "code": code_digest(), "vocabulary": vocabulary, "keys": keys, "bound": pairs}
+        content = {
+            "versions": versions,
+            "code": code_digest(),
+            "vocabulary": vocabulary,
+            "keys": keys,
+            "bindings": bindings,
+        }
         write_json(facts_file(self.own), content)
 
     def republish(self) -> None:

@@ -44,9 +44,12 @@ def public_key(path: Path) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 
-def bound(hospital: int, mark: str) -> str:
-    """What everybody may read of a key and the hospital that it is registered for: neither can be told from it."""
-    return hashlib.sha256(f"{hospital} {mark}".encode()).hexdigest()
+def binding(hospital: int, public: bytes) -> str:
+    """What everybody may read of a hospital and its key: who has the public key, and nobody else, can compare it.
+
+    Not of the key's fingerprint, which everybody may read as well: hospitals' ids are few enough to be tried out.
+    """
+    return hashlib.sha256(b"%d %s" % (hospital, public.split()[1])).hexdigest()
 
 
 def read_public(path: Path) -> bytes:

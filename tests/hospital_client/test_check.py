@@ -22,7 +22,7 @@ from server.keys import make_keys
 from server.network import Network
 from shared_model.errors import TemptError
 from shared_model.files import write_json
-from shared_model.node_keys import fingerprint
+from shared_model.node_keys import binding, fingerprint
 from sim.cli import run as tempt
 from tests.sim import consortium
 
@@ -64,7 +64,10 @@ def front(keys: Path, tmp_path: Path) -> Iterator[Front]:
     network = Network(tmp_path / "net", None)  # type: ignore[arg-type]
     public = (keys / "hospitals" / "8" / "key.pub").read_bytes()
     (tmp_path / "net").mkdir()
-    write_json(tmp_path / "net" / "registered.json", {"8": {"node": "1", "key": fingerprint(public)}})
+    write_json(
+        tmp_path / "net" / "registered.json",
+        {"8": {"node": "1", "key": fingerprint(public), "binding": binding(8, public)}},
+    )
     network.publish(consortium.VOCABULARY.digest)
     front = Front(json.loads((tmp_path / "net" / "told" / "facts.json").read_text()), keys=keys)
     server = http.server.HTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"front": front}))

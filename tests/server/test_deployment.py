@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from shared_model.files import read_json
+from shared_model.files import read_json, write_json
 from sim.cli import run as tempt
 from tests.server.processes import Network, assert_same, simulated
 from tests.server.raw_consortium import RawConsortium, make_tables
@@ -54,6 +54,11 @@ def test_a_network_gives_the_simulations_results_and_closes_its_doors(
     assert tempt(look_21) == 2 and "the server does not know SHA256:" in capsys.readouterr().out
     assert tempt(["server", "register", str(network.run), str(public), "--hospital-id", "21"]) == 0
     network.wait(lambda: tempt(look_21) == 0, "the front tells the key")
+    registered = network.root / "the run.server" / "registered.json"
+    before = read_json(registered)
+    write_json(registered, {h: found for h, found in before.items() if h != "21"})  # as a kill leaves it
+    assert tempt(["server", "register", str(network.run), str(public), "--hospital-id", "21"]) == 0
+    assert read_json(registered) == before
     for hospital, said in ((21, "already"), (8, "this key is hospital 21's")):
         capsys.readouterr()
         status = tempt(["server", "register", str(network.run), str(public), "--hospital-id", str(hospital)])

@@ -123,6 +123,10 @@ def _huge(arrays: dict[str, np.ndarray]) -> None:
     arrays[EMBEDDING] += 1e6
 
 
+def _beyond(arrays: dict[str, np.ndarray]) -> None:
+    arrays[EMBEDDING] += 1e30
+
+
 def _lying(reply: Message) -> Message:
     """An array that says float32 and (46, 6), and holds seven numbers in double precision."""
     record = reply.content.array_records["arrays"]
@@ -141,6 +145,7 @@ FAULTS: dict[str, tuple[Tamper, list[str]]] = {
     "a missing tensor": (_arrays(lambda a: {n: x for n, x in a.items() if n != EMBEDDING}), [EMBEDDING, "missing"]),
     "an unknown tensor": (_arrays(lambda a: a | {"prompts": np.zeros(3)}), ["prompts", "unknown"]),
     "a huge norm": (_arrays(_huge), ["norm", "expected at most"]),
+    "a norm beyond float32": (_arrays(_beyond), ["norm is inf", "expected at most"]),
     "more records": (_numbers(num_examples=10**6), ["1000000 training records", "expected 23"]),
     "no records": (_numbers(num_examples=None), ["num-examples", "expected a finite number"]),
     "another hospital": (_numbers(hospital=3), ["hospital 3", "expected 8"]),

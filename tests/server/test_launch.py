@@ -23,7 +23,9 @@ from server.front import FrontPlace, front_configuration, launch_front
 from server.keys import make_keys
 from server.launch import ServerPlace, _keep, launch
 from server.run_config import RUN_CONFIG
+from server.run_options import options_of
 from server.strategy import STRATEGIES
+from shared_model import run_directory
 from shared_model.errors import TemptError
 from shared_model.supervision import Kept, ended_together, flower_environment
 from sim.cli import run as tempt
@@ -136,12 +138,12 @@ def test_a_process_that_ends_at_each_start_ends_the_wait_for_it(tmp_path: Path) 
     )
     said: list[str] = []
     until = time.monotonic() + 120
-    why = f"{tmp_path}/log: superlink ended 20 times in a row"
+    why = f"{tmp_path}/log: superlink ended 10 times in a row"
     with pytest.raises(TemptError, match=why), ended_together([kept]):
         while time.monotonic() < until:
             _keep(kept, said.append)
-    assert len(said) == 19
-    assert said[2] == ("superlink ended (exit status 7) and is started again; short lives in a row, at most 20: 3")
+    assert len(said) == 9
+    assert said[2] == ("superlink ended (exit status 7) and is started again; short lives in a row, at most 10: 3")
 
 
 def test_a_port_where_another_process_listens_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -162,8 +164,14 @@ def test_a_finished_run_is_not_waited_for_again(tmp_path: Path) -> None:
     (tmp_path / "run" / "results.json").write_text('{"models": {}}')
     place, said = ServerPlace(None, tmp_path / "run", "127.0.0.1", 8443, front=False), list[str]()
     config = {"vocabulary": str(tmp_path / "data"), "hospitals": 2}
+    settings, federation, models, seeds = options_of(RUN_CONFIG | config)
+    about = {"settings": settings.model_dump(mode="json"), "federation": federation.model_dump(mode="json")}
+    about |= {"models": list(models), "seeds": list(seeds), "versions": run_directory.versions()}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about))
     assert launch(place, config, said.append) == {"models": {}}
     assert said == [f"{tmp_path}/run: this run is finished; for another one name another --out"]
+    with pytest.raises(TemptError, match=r"the run has federation.rounds=None, this command 5"):
+        launch(place, config | {"rounds": 5}, said.append)
 
 
 def test_the_front_is_found_where_an_ordinary_users_path_does_not_lead(

@@ -120,7 +120,7 @@ def test_everybody_may_read_versions_digests_and_fingerprints_alone(network: Net
     network.register(public(network, 5), 5)
     network.publish("d" * 64)
     facts = json.loads(facts_file(network.own).read_text())
-    assert facts.keys() == {"versions", "code", "vocabulary", "keys", "bound"} and facts["vocabulary"] == "d" * 64
+    assert facts.keys() == {"versions", "code", "vocabulary", "keys", "bindings"} and facts["vocabulary"] == "d" * 64
     assert len(facts["keys"]) == 1 and facts["keys"][0].startswith("SHA256:")
     place = FrontPlace(network.own.parent / "keys", network.own, facts_file(network.own), "127.0.0.1", 1, "x:2")
     before = front_configuration(place)

@@ -20,11 +20,6 @@ from tests.sim.consortium import assert_same, assigned, fingerprint
 MODELS = ",".join(method_names())
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", consortium.make_dataset())
-
-
 def arguments(data: Path, out: Path, *more: str, jobs: int = 1, models: str = MODELS, **sets: str) -> list[str]:
     chosen = assigned({name.replace("__", "."): value for name, value in sets.items()})
     fixed = ["--models", models, "--seeds", "42,43", "--save-scores", "--jobs", str(jobs)]

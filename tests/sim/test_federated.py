@@ -43,11 +43,6 @@ def told(run: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", consortium.make_dataset())
-
-
-@pytest.fixture(scope="module")
 def federated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("federated") / "run"
     assert tempt(arguments("federated", data, out, "--save-scores")) == 0

@@ -17,17 +17,11 @@ import pytest
 import torch
 
 from sim.cli import run as tempt
-from tests.sim import consortium
 from tests.sim.consortium import assert_same, assigned, command, environment, fingerprint, tree
 
 # Runs of some seconds, so that there is time to kill them
 LONGER = {"pretraining.epochs": "8", "tuning.epochs": "10", "training.epochs": "8", "tuning.batch_size": "4"}
 FEDERATED = ["--strategy", "fedadam", "--strategy-option", "eta=0.001", "--local-optimizer", "keep"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", consortium.make_dataset())
 
 
 def arguments(data: Path, out: Path, *more: str, mode: str = "centralized", jobs: int = 1, **sets: str) -> list[str]:

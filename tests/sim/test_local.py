@@ -26,11 +26,6 @@ def arguments(mode: str, data: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", consortium.make_dataset())
-
-
-@pytest.fixture(scope="module")
 def local(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("local") / "run"
     assert tempt(arguments("local", data, out)) == 0
