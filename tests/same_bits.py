@@ -27,35 +27,37 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
-_FEW = ["--set", "pretraining.epochs=3", "--set", "tuning.epochs=2", "--set", "training.epochs=2"]
-_SHORT = [
-    *_FEW,
-    *(word for stage in ("pretraining", "tuning", "training") for word in ("--set", f"{stage}.least_steps=0")),
-]
-_MODELS = ["--models", "finetune-freeze,tempt"]
-_FEDERATED = ["federated", "--models", "tempt", *_SHORT, "--rounds", "3"]
+
+
+def _simulated(
+    mode: str, *more: str, models: str = "finetune-freeze,tempt", **settings: str | int | float
+) -> list[str]:
+    """The words of a short simulation; a setting's stage and field stand with two underscores between."""
+    short: dict[str, str | int | float] = {"pretraining__epochs": 3, "tuning__epochs": 2, "training__epochs": 2}
+    short |= {f"{stage}__least_steps": 0 for stage in ("pretraining", "tuning", "training")}
+    assigned = [f"{name.replace('__', '.')}={value}" for name, value in (short | settings).items()]
+    chosen = ["--models", models] if models else []
+    return [mode, *chosen, *(word for text in assigned for word in ("--set", text)), *more]
+
+
+def _federated(*more: str) -> list[str]:
+    return _simulated("federated", "--rounds", "3", *more, models="tempt")
+
+
 SCENARIOS: dict[str, list[str]] = {
-    "centralized": ["centralized", "--seeds", "42,43", "--jobs", "2", *_SHORT],
-    "centralized, resumed": ["centralized", *_MODELS, *_SHORT],
-    "local": ["local", *_MODELS, *_SHORT],
-    "early stop": [
-        "centralized",
-        *_MODELS,
-        *_SHORT,
-        "--set",
-        "pretraining.epochs=30",
-        "--set",
-        "pretraining.patience=1",
-    ],
-    "common": ["centralized", *_MODELS, *_SHORT, "--set", "tuning.selection=common"],
-    "released": ["centralized", *_MODELS, *_SHORT, "--preset", "released"],
-    "fedavg": _FEDERATED,
-    "fedavg, resumed": [*_FEDERATED, "--local-optimizer", "keep"],
-    "fedprox": [*_FEDERATED, "--strategy", "fedprox", "--strategy-option", "proximal_mu=0.1"],
-    "fedadam": [*_FEDERATED, "--strategy", "fedadam"],
-    "scaffold": [*_FEDERATED, "--strategy", "scaffold", "--local-optimizer", "keep"],
-    "krum": [*_FEDERATED, "--strategy", "krum"],
-    "half of the hospitals": [*_FEDERATED, "--fraction", "0.5", "--transport", "bfloat16", "--changed-rows"],
+    "centralized": _simulated("centralized", "--seeds", "42,43", "--jobs", "2", models=""),
+    "centralized, resumed": _simulated("centralized"),
+    "local": _simulated("local"),
+    "early stop": _simulated("centralized", pretraining__epochs=30, pretraining__patience=1),
+    "common": _simulated("centralized", tuning__selection="common"),
+    "released": _simulated("centralized", "--preset", "released"),
+    "fedavg": _federated(),
+    "fedavg, resumed": _federated("--local-optimizer", "keep"),
+    "fedprox": _federated("--strategy", "fedprox", "--strategy-option", "proximal_mu=0.1"),
+    "fedadam": _federated("--strategy", "fedadam"),
+    "scaffold": _federated("--strategy", "scaffold", "--local-optimizer", "keep"),
+    "krum": _federated("--strategy", "krum"),
+    "half of the hospitals": _federated("--fraction", "0.5", "--transport", "bfloat16", "--changed-rows"),
 }
 """By name, what is given to `tempt simulate`; a resumed one is killed on its way."""
 
