@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 from shared_model.files import read_json, write_json
 
 Modality = Literal["diagnoses", "procedures", "medications"]
+_Code = TypeVar("_Code", int, str)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Vocabulary:
             KeyError, TypeError, ValueError: they are none.
         """
         return Vocabulary(
-            diagnoses=tuple(str(code) for code in content["diagnoses"]),
-            procedures=tuple(str(code) for code in content["procedures"]),
-            medications=tuple(int(code) for code in content["medications"]),
-            medication_names=tuple(str(name) for name in content["medication_names"]),
+            diagnoses=_of_type(str, content["diagnoses"]),
+            procedures=_of_type(str, content["procedures"]),
+            medications=_of_type(int, content["medications"]),
+            medication_names=_of_type(str, content["medication_names"]),
         )
 
     @cached_property
@@ -89,6 +90,23 @@ class Vocabulary:
             hint = f"; the nearest is '{near[0]}'" if near else ""
             raise TemptError(f"{modality}: the vocabulary has no code '{code}'{hint}")
         return found
+
+
+def _of_type(kind: type[_Code], codes: Any) -> tuple[_Code, ...]:
+    """Codes from a file or a message: texts, or whole numbers of 64 bits.
+
+    Raises:
+        TypeError, ValueError: they are no list, or one of them is something else, such as 2812.5 or an infinity.
+    """
+    if not isinstance(codes, Sequence) or isinstance(codes, str):
+        raise TypeError(f"expected lists of codes, found {type(codes).__name__}")
+    for code in codes:
+        if type(code) is not kind or (isinstance(code, int) and not -(2**63) <= code < 2**63):
+            expected = "a text" if kind is str else "a whole number of at most 64 bits"
+            raise ValueError(f"found the code {printable(repr(code), 40)}, expected {expected}")
+        if isinstance(code, str):
+            code.encode()  # half of a surrogate pair, which JSON can hold, is a ValueError here
+    return tuple(codes)
 
 
 def digest_of(*lists: Sequence[str] | Sequence[int]) -> str:

@@ -110,3 +110,43 @@ def test_read_vocabulary_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(TemptError) as error:
         read_vocabulary(tmp_path / "vocabulary.json")
     assert str(error.value) == f"{tmp_path / 'vocabulary.json'}: no such file"
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "found"),
+    [
+        ("medications", "[Infinity]", "found the code inf, expected a whole number of at most 64 bits"),
+        ("medications", "[-Infinity]", "found the code -inf, expected a whole number of at most 64 bits"),
+        ("medications", "[NaN]", "found the code nan, expected a whole number of at most 64 bits"),
+        ("medications", "[1e400]", "found the code inf, expected a whole number of at most 64 bits"),
+        ("medications", "[2812.5]", "found the code 2812.5, expected a whole number of at most 64 bits"),
+        ("medications", "[true]", "found the code True, expected a whole number of at most 64 bits"),
+        ("medications", "[null]", "found the code None, expected a whole number of at most 64 bits"),
+        ("medications", "[[1]]", "found the code [1], expected a whole number of at most 64 bits"),
+        ("medications", '["1e5"]', "found the code '1e5', expected a whole number of at most 64 bits"),
+        ("medications", "[9223372036854775808]", "found the code 9223372036854775808, expected a whole number"),
+        ("medications", f"[{'9' * 4000}]", f"found the code {'9' * 40}, expected a whole number"),
+        ("medications", "7", "expected lists of codes, found int"),
+        ("diagnoses", "[null]", "found the code None, expected a text"),
+        ("procedures", "[3]", "found the code 3, expected a text"),
+        ("procedures", '"a|b"', "expected lists of codes, found str"),
+        ("procedures", '["\\ud800"]', "'utf-8' codec can't encode character '\\ud800'"),
+        ("medication_names", "[1e400]", "found the code inf, expected a text"),
+    ],
+)
+def test_vocabulary_file_with_what_is_no_code_is_refused(tmp_path: Path, name: str, codes: str, found: str) -> None:
+    path = tmp_path / "vocabulary.json"
+    content = {"diagnoses": '["a"]', "procedures": '["b"]', "medications": "[1]", "medication_names": '["M"]'}
+    path.write_text("{" + ", ".join(f'"{key}": {value}' for key, value in (content | {name: codes}).items()) + "}")
+    with pytest.raises(TemptError) as error:
+        read_vocabulary(path)
+    assert str(error.value).startswith(f"{path}: not a vocabulary ({found}")
+
+
+def test_vocabulary_file_with_the_largest_and_smallest_medications_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.json"
+    codes = f"{-(2**63)}, -0, {2**63 - 1}"
+    path.write_text(
+        f'{{"diagnoses": [], "procedures": [], "medications": [{codes}], "medication_names": ["", "", ""]}}'
+    )
+    assert read_vocabulary(path).medications == (-(2**63), 0, 2**63 - 1)
