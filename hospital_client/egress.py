@@ -26,7 +26,7 @@ Numbers = Mapping[str, int | float]
 Texts = Mapping[str, str]
 Codes = Mapping[str, list[str]]
 
-_METRIC = r"[a-z][a-z-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
+_METRIC = r"[A-Za-z][A-Za-z0-9-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
 ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),
     "vocabulary_remaining": re.compile("hospital|records"),

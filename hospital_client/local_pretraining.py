@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hospital_client.partition import Partition
 from shared_model.fitting import PRETRAINING
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.module_state import adam_state, copied, put_adam_back, trained_parameters
+from shared_model.pretraining import PretrainingNetwork, PretrainingTask, shared_parameters
 from shared_model.settings import PretrainingSettings
 from shared_model.training import run_epoch
 
@@ -68,6 +69,7 @@ class LocalPretraining:
         self, partition: Partition, network: PretrainingNetwork, settings: PretrainingSettings, seed: int
     ) -> None:
         self._network, self._settings, self._seed = network, settings, seed
+        self._shared = shared_parameters(network)
         self._device = network.encoder.embedding.device
         split = partition.split(seed).to(self._device)
         self._task = PretrainingTask(network, split.train, split.validation, settings, seed=seed)
@@ -99,15 +101,17 @@ class LocalPretraining:
 
         Raises:
             FloatingPointError: the loss is no finite number.
+            ValueError: training moved a buffer.
         """
         self._load(shared)
         self._network.train()
-        parameters = dict(self._network.named_parameters())
-        optimizer = torch.optim.Adam(parameters.values(), lr=self._settings.learning_rate, fused=True)
+        trained = trained_parameters(self._network)
+        optimizer = torch.optim.Adam(trained.values(), lr=self._settings.learning_rate, fused=True)
         if optimizer_state is not None:
-            _restore(optimizer, parameters, optimizer_state)
-        gradients = _Gradients(optimizer, parameters, correction) if correction is not None else None
+            put_adam_back(optimizer, trained, optimizer_state)
+        gradients = _Gradients(optimizer, self._shared, correction) if correction is not None else None
         task = _Proximal(self._task, work.proximal_mu) if work.proximal_mu else self._task
+        constants = copied(dict(self._network.named_buffers()))
         loss = 0.0
         for epoch in range(work.first_epoch, work.first_epoch + work.epochs):
             loss = run_epoch(
@@ -122,18 +126,21 @@ class LocalPretraining:
             )
             if not torch.isfinite(torch.tensor(loss)):
                 raise FloatingPointError(f"the loss is {loss}")
+        for name, buffer in self._network.named_buffers():
+            if not torch.equal(buffer, constants[name]):
+                raise ValueError(f"training moved the buffer {name}, which is not shared")
         steps = work.epochs * -(-self.records // self._settings.batch_size)
         return LocalUpdate(
-            tensors={name: p.detach().clone() for name, p in parameters.items()},
+            tensors={name: p.detach().clone() for name, p in self._shared.items()},
             loss=loss,
             records=self.records,
             gradient=gradients.mean(steps) if gradients is not None else {},
-            optimizer=_state(optimizer, parameters),
+            optimizer=adam_state(optimizer, trained),
         )
 
     def _load(self, shared: Tensors) -> None:
         with torch.no_grad():
-            for name, parameter in self._network.named_parameters():
+            for name, parameter in self._shared.items():
                 parameter.copy_(shared[name])
 
 
@@ -173,17 +180,3 @@ class _Gradients:
 
     def mean(self, steps: int) -> dict[str, Tensor]:
         return {name: total / steps for name, total in self._sums.items()}
-
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {
-        f"{moment}.{name}": optimizer.state[p][moment].detach() for name, p in parameters.items() for moment in _MOMENTS
-    }
-
-
-def _restore(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Tensors) -> None:
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS}

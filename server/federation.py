@@ -20,7 +20,7 @@ from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.fitting import PRETRAINING, FitFiles
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretraining import PretrainingNetwork, shared_parameters
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.results import FitName
 from shared_model.settings import Settings
@@ -70,7 +70,7 @@ class Federation:
         rows = TokenRows(len(self.vocabulary.diagnoses), len(self.vocabulary.procedures))
         draws = generator(torch.device("cpu"), seed, f"{PRETRAINING}/initial", WHOLE_CONSORTIUM)
         network = PretrainingNetwork(self.settings.encoder, rows, draws, self.settings.pretraining.output_bias)
-        return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+        return {name: parameter.detach().numpy() for name, parameter in shared_parameters(network).items()}
 
     def seed(
         self, grid: Grid, seed: int, *, on_round: OnRound, on_done: Callable[[str], None]

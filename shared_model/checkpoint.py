@@ -21,7 +21,7 @@ _NOTE = "tempt"
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write tensors with JSON beside them into one file, replacing an older one in one step."""
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = _each_in_its_own_memory(tensors)
     text = json.dumps(about, allow_nan=False)
     # One entry: safetensors writes several in an order of chance, and equal content should be equal bytes.
     note = json.dumps({"about": text, "digest": _digest(content, text)})
@@ -62,10 +62,22 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         raise TemptError(f"{path}: not a checkpoint of these settings: {reason}") from None
 
 
+def _each_in_its_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU; safetensors takes none that shares memory with another, as tied weights do."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in taken else own
+        taken.add(place)
+    return found
+
+
 def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # bytes: NumPy has no bfloat16
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shared_model.batching import PackedSets, TokenRows
+from shared_model.initialization import How, draw_rows
 from shared_model.randomness import Dropout
 from shared_model.settings import EncoderSettings
 
@@ -124,6 +125,10 @@ class MedicalEncoder(nn.Module):
         self.settings, self.rows = settings, rows
         self.embedding = nn.Parameter(torch.empty(rows.first_prompt, settings.c))
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
+
+    def begin(self, how: How, generator: torch.Generator) -> None:
+        """Draw the embeddings."""
+        draw_rows(self.embedding, how, generator)
 
     def forward(self, sets: PackedSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
         """r of Section 3.2.2, the row of [CLS] after K layers, for every set."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, MASK, TokenRows, code_tokens, pack
 from shared_model.encoder import MedicalEncoder
+from shared_model.errors import TemptError
 from shared_model.initialization import initialize, start_at_rates
 from shared_model.metrics import average_precision
 from shared_model.objectives import (
@@ -49,6 +50,22 @@ class PretrainingNetwork(nn.Module):
             # One masked code a set, whichever: a rate that is known without any record, so that every side has the same
             start_at_rates(self.mask_diagnoses, torch.full((rows.diagnoses,), 1 / max(rows.diagnoses, 2)))
             start_at_rates(self.mask_procedures, torch.full((rows.procedures,), 1 / max(rows.procedures, 2)))
+
+
+def shared_parameters(network: PretrainingNetwork) -> dict[str, nn.Parameter]:
+    """What a federation shares of a network, by name.
+
+    Raises:
+        TemptError: the network keeps statistics beside its parameters (BatchNorm's); averaging them is not built, and
+            without them hospitals and server would go on with different ones.
+    """
+    parameters = dict(network.named_parameters())
+    if others := sorted(network.state_dict().keys() - parameters.keys()):
+        raise TemptError(
+            f"federated pretraining shares parameters alone, and the network has the buffer {others[0]}; "
+            "use layers without one (LayerNorm, GroupNorm), or register what is constant as not persistent"
+        )
+    return parameters
 
 
 class PretrainingTask:

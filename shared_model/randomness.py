@@ -6,6 +6,8 @@ A resumed run, another order of hospitals or another number of processes therefo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,6 +22,19 @@ WHOLE_CONSORTIUM = 0
 def generator(device: torch.device, seed: int, purpose: str, hospital: int, epoch: int = 0) -> torch.Generator:
     """A generator whose stream belongs to these four alone."""
     return torch.Generator(device).manual_seed(_number(seed, purpose, hospital, epoch))
+
+
+@contextmanager
+def global_stream(
+    device: torch.device, seed: int, purpose: str, hospital: int | str = WHOLE_CONSORTIUM, epoch: int = 0
+) -> Iterator[None]:
+    """Torch's global generators give the stream of these four, and are afterwards as if nothing had been drawn.
+
+    For what takes no generator of its own: torch's layers, when they are trained (`nn.Dropout`) or reset (`nn.LSTM`).
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_number(seed, purpose, hospital, epoch))
+        yield
 
 
 def _number(*parts: object) -> int:

@@ -218,6 +218,7 @@ def kept_probabilities(
 ) -> Float[Tensor, "records medications"]:
     """What `recommend` answers with the tensors that a fit has left."""
     recommender.module.load_state_dict(dict(tensors))
+    recommender.module.eval()
     return recommend(recommender, records, context.settings.encoder.longest_set)
 
 

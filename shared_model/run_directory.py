@@ -78,6 +78,8 @@ def compare(directory: Path, config: Mapping[str, Any]) -> None:
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
+    if isinstance(config.get("models"), list):
+        kept["models"] = sorted(map(str, config["models"]))  # their order is that of the table's rows
     versions = config.get("versions")
     if isinstance(versions, Mapping):
         kept["versions"] = {_DECISIVE: versions.get(_DECISIVE)}

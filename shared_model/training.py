@@ -1,8 +1,8 @@
 """The one training loop: epochs of Adam, early stopping on a validation score, best state, history, resume.
 
 A method gives it a task: a module, the loss of a batch, and a score. Stopping and resuming at any epoch's end changes
-no bit of the result: an epoch's randomness is a function of (seed, purpose, hospital, epoch), and the checkpoint holds
-the rest.
+no bit of the result: an epoch's randomness, that of torch's own layers too, is a function of (seed, purpose, hospital,
+epoch), and the checkpoint holds the rest: parameters, every buffer, Adam's moments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
-from shared_model.randomness import WHOLE_CONSORTIUM, generator
+from shared_model.module_state import adam_state, copied, put_adam_back, put_back, state_of, trained_parameters
+from shared_model.randomness import WHOLE_CONSORTIUM, generator, global_stream
 from shared_model.settings import OptimizationSettings
 
 _CHECKPOINT_SECONDS = 20.0
@@ -28,7 +29,11 @@ _CHECKPOINT_SECONDS = 20.0
 
 @runtime_checkable
 class Task(Protocol):
-    """What a method hands to the loop; parameters that require no gradient stay as they are."""
+    """What a method hands to the loop.
+
+    `loss` is asked for in training mode and `score` in evaluation mode; parameters that require no gradient are left to
+    the task.
+    """
 
     @property
     def module(self) -> nn.Module: ...
@@ -83,14 +88,14 @@ def train(
         task.module.eval()
         return Progress()
     task.module.train()
-    parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad and p.numel()}
+    parameters = trained_parameters(task.module)
     device = next(iter(parameters.values())).device
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
     selects = epochs is None and task.validation_records > 0
     progress = Progress()
     best: dict[str, Tensor] = {}
     if resume is not None and resume.exists():
-        progress, best = _restore(resume, parameters, optimizer)
+        progress, best = _restore(resume, task.module, optimizer)
     saved = time.monotonic()
     steps_an_epoch = -(-task.records // settings.batch_size)
     last = epochs if epochs is not None else most_epochs(settings, task.records)
@@ -104,14 +109,14 @@ def train(
                 f"{purpose} of {whose}: the loss is {loss} in epoch {epoch}; "
                 f"lower its learning_rate (now {settings.learning_rate})"
             )
-        score = task.score() if selects else None
+        score = score_of(task) if selects else None
         progress.epoch = epoch
         progress.step += steps_an_epoch
         better = score is None or progress.best_score is None or score > progress.best_score
         if better:
             progress.best_epoch, progress.best_step, progress.best_score = epoch, progress.step, score
             if selects:
-                best = {name: p.detach().clone() for name, p in parameters.items()}
+                best = copied(state_of(task.module))
         seconds = time.monotonic() - began
         row = {
             "epoch": epoch,
@@ -125,12 +130,10 @@ def train(
         if on_epoch is not None:
             on_epoch(row)
         if resume is not None and time.monotonic() - saved >= _CHECKPOINT_SECONDS:
-            _save(resume, parameters, optimizer, best, progress)
+            _save(resume, task.module, optimizer, best, progress)
             saved = time.monotonic()
     if selects:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(best[name])
+        put_back(task.module, best)
     task.module.eval()
     return progress
 
@@ -152,14 +155,26 @@ def run_epoch(
     )
     draws = generator(device, seed, purpose, hospital, epoch)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for index in order.to(device).split(batch_size):
-        loss = task.loss(index, draws)
-        # Algorithm 1, lines 6 and 13
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(index)
+    with global_stream(device, seed, purpose, hospital, epoch):  # for layers that know no other, such as nn.Dropout
+        for index in order.to(device).split(batch_size):
+            loss = task.loss(index, draws)
+            # Algorithm 1, lines 6 and 13
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(index)
     return float(total) / task.records
+
+
+def score_of(task: Task) -> float:
+    """The task's score in evaluation mode; each of its modules is then in the mode that it was in before."""
+    modes = [(module, module.training) for module in task.module.modules()]
+    task.module.eval()
+    try:
+        return task.score()
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def most_epochs(settings: OptimizationSettings, records: int) -> int:
@@ -178,38 +193,31 @@ def out_of_patience(progress: Progress, settings: OptimizationSettings) -> bool:
 
 def _save(
     path: Path,
-    parameters: dict[str, nn.Parameter],
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     progress: Progress,
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"now.{name}"] = parameter
-        for moment, value in optimizer.state[parameter].items():
-            tensors[f"adam.{moment}.{name}"] = value
+    tensors = {f"now.{name}": tensor for name, tensor in state_of(module).items()}
+    moments = adam_state(optimizer, trained_parameters(module))
+    tensors |= {f"adam.{name}": tensor for name, tensor in moments.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     checkpoint.save(path, tensors, vars(progress), durable=False)
 
 
-def _restore(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor]]:
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Tensor]]:
+    parameters = trained_parameters(module)
     tensors, about = checkpoint.load(path, next(iter(parameters.values())).device)
     try:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                if tensors[f"now.{name}"].shape != parameter.shape:
-                    raise KeyError(
-                        f"{name} is {tuple(tensors[f'now.{name}'].shape)}, expected {tuple(parameter.shape)}"
-                    )
-                parameter.copy_(tensors[f"now.{name}"])
-                optimizer.state[parameter] = {
-                    "step": tensors[f"adam.step.{name}"],
-                    "exp_avg": tensors[f"adam.exp_avg.{name}"],
-                    "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"],
-                }
-        best = {name: tensors[f"best.{name}"] for name in parameters if f"best.{name}" in tensors}
-        return Progress(**about), best
+        put_back(module, _part(tensors, "now."))
+        put_adam_back(optimizer, parameters, _part(tensors, "adam."))
+        progress, best = Progress(**about), _part(tensors, "best.")
+        if best.keys() != (state_of(module).keys() if progress.best_score is not None else set()):
+            raise KeyError("its best state is another module's")
+        return progress, best
     except (KeyError, RuntimeError, TypeError) as error:
         raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to compute it again") from None
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

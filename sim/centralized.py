@@ -75,6 +75,19 @@ def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) ->
     }
 
 
+def check_settings(settings: Settings, mode: str) -> None:
+    """Refuse settings that a mode does not follow.
+
+    Raises:
+        TemptError: so it is.
+    """
+    if mode == "local" and settings.tuning.selection == "common":
+        raise TemptError(
+            "tuning.selection=common: is one epoch by the mean over hospitals, and in this mode each is by itself; "
+            "use tuning.selection=hospital"
+        )
+
+
 def restricted(dataset: Dataset, hospitals: Sequence[int] | None) -> Dataset:
     """The dataset with the records of some hospitals only.
 

@@ -58,16 +58,22 @@ def play(engine: str, places: Sequence[Place], work: Work, jobs: int, ray_addres
     """Do the server's work on a Grid of these hospitals.
 
     Args:
-        jobs: hospitals that work at once, on a thread each.
+        jobs: threads in all; as many hospitals work at once as they are enough for.
     """
     # It tells every round what we tell ourselves, and that what Flower 1.41 has is on its way out
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if engine == "ray":
         _on_ray(places, work, jobs, ray_address)
         return
+    at_once = jobs // _threads(places)
     with ExitStack() as stack:
-        pool = stack.enter_context(Pool(deliver, jobs)) if jobs > 1 else None
+        pool = stack.enter_context(Pool(deliver, at_once)) if at_once > 1 else None
         work(InProcessGrid({place.hospital: place for place in places}, pool))
+
+
+def _threads(places: Sequence[Place]) -> int:
+    """Of a hospital at work."""
+    return max(place.threads for place in places)
 
 
 def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:
@@ -95,7 +101,7 @@ def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | N
             server_app=server,
             client_app=make_app(place_of),
             num_supernodes=len(places),
-            backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            backend_config={"init_args": init, "client_resources": {"num_cpus": _threads(places), "num_gpus": 0.0}},
         )
     except RuntimeError as error:
         if not failed:

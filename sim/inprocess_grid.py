@@ -1,4 +1,4 @@
-"""A Flower Grid for one machine: it hands each message to the ClientApp itself, on worker processes of one thread.
+"""A Flower Grid for one machine: it hands each message to the ClientApp itself, on worker processes.
 
 Replies don't depend on the number of processes: a hospital's answer is a function of the message and its folder alone.
 """
@@ -26,7 +26,10 @@ class Delivery:
 
     message: Message
     place: Place
-    threads: int = 1
+
+    @property
+    def threads(self) -> int:
+        return self.place.threads
 
 
 def deliver(delivery: Delivery, emit: Emit | None = None) -> Message:

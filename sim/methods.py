@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
+from typing import Literal, cast
 
 import sim.baselines
-from shared_model.adaptation import adaptation, adaptations
+from shared_model.adaptation import adaptation, adaptations, names_of_files
 from shared_model.errors import TemptError, unknown
 from shared_model.recommendation import Method
 
-# Rows in the order of Tables 3 and 7, floors first, then what the paper adds; others follow by name.
-_ORDER = ("frequency", "hospital-frequency", "full-train", "single-train", "finetune-freeze", "finetune", "tempt")
+Mode = Literal["centralized", "federated", "local"]
+
+# Rows in the paper's order (Tables 3, 7, 4, 5), floors first; a method that is not the paper's follows, by name.
+_ORDER = (
+    *("frequency", "hospital-frequency"),
+    *("leap", "gamenet", "g-bert", "cognet", "gpt-4", "tallrec", "mmoe", "ple", "star", "full-train", "single-train"),
+    *("finetune-freeze", "finetune", "tempt"),
+    *("tempt-de", "tempt-sm", "finetune-without-mask", "finetune-without-contrast"),
+    *("tempt-without-mask", "tempt-without-contrast"),
+    *("adapter", "lora", "prefix", "p-tuning-1", "p-tuning-2"),
+)
 
 
 def method_names() -> list[str]:
     """The methods' names as commands and results spell them, in the order of the table."""
     found = [*_baselines(), *adaptations()]
-    return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else -1, name))
+    return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
 def adapts(name: str) -> bool:
@@ -41,25 +49,39 @@ def method(name: str) -> Method:
     return cast(Method, importlib.import_module(f"{sim.baselines.__name__}.{name.replace('-', '_')}"))
 
 
-def chosen(names: Sequence[str], *, federated: bool = False) -> list[str]:
-    """The asked-for methods in the order of the table; all of them for an empty list.
+def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
+    """The methods asked for, in the order asked for; without any, all that the mode has, in the order of the table.
 
-    Args:
-        federated: only those that adapt a pretrained encoder are there to choose from.
+    A federation has those that adapt a pretrained encoder. Where each hospital is by itself, none is fitted on the
+    records of all: what such a row would show is not what a hospital can do alone.
+
+    Raises:
+        TemptError: there is no such method, the mode does not have it, or it is named twice.
     """
     for name in names:
-        method(name)
-        if federated and not adapts(name):
-            raise TemptError(
-                f"--models {name}: pretrains nothing that could be federated; run it with `tempt simulate centralized` "
-                "and show it with --beside"
-            )
+        if why := _not_in(mode, name):
+            raise TemptError(f"--models {name}: {why}")
     if len(set(names)) < len(names):
         raise TemptError(f"--models {','.join(names)}: a model is named twice")
-    known = [name for name in method_names() if adapts(name) or not federated]
-    return [name for name in known if not names or name in names]
+    return list(names) or [name for name in method_names() if not _not_in(mode, name)]
+
+
+def _not_in(mode: Mode, name: str) -> str | None:
+    """Why a mode does not have a method."""
+    functions = method(name)
+    if mode == "federated" and not adapts(name):
+        return (
+            "pretrains nothing that could be federated; run it with `tempt simulate centralized` and show it with "
+            "--beside"
+        )
+    if mode == "local" and functions.SCOPE == "consortium":
+        return (
+            "is fitted on the records of all hospitals, and in this mode each is by itself; run it with `tempt "
+            "simulate centralized`"
+        )
+    return None
 
 
 @cache
 def _baselines() -> tuple[str, ...]:
-    return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(sim.baselines.__path__))
+    return names_of_files(sim.baselines.__path__)

@@ -97,6 +97,16 @@ def test_row_of_table_3_has_code_that_says_so(row: str, name: str) -> None:
     assert f"Table 3, row {row}." in (module.__doc__ or "").partition("\n")[0]
 
 
+def test_methods_that_say_a_row_of_the_papers_have_its_title() -> None:
+    from sim.methods import method, method_names
+
+    rows = {
+        name: re.search(r"Table \d, row (.+)\.$", (method(name).__doc__ or "").partition("\n")[0])
+        for name in method_names()
+    }
+    assert {name: row[1] for name, row in rows.items() if row and row[1] != method(name).TITLE} == {}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

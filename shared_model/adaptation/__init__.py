@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from typing import cast
 
@@ -14,7 +15,13 @@ from shared_model.recommendation import Method
 @cache
 def adaptations() -> tuple[str, ...]:
     """The methods' names as commands and results spell them."""
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
+    return names_of_files(__path__)
+
+
+def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
+    """The names of the methods in a folder: its files', with hyphens; what begins with an underscore is none."""
+    found = (module.name for module in pkgutil.iter_modules(path))
+    return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 
 def adaptation(name: str) -> Method:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared_model.encoder import FrozenEncoder
+from shared_model.initialization import How, draw_rows
 from shared_model.randomness import Dropout
 from shared_model.recommendation import (
     Context,
@@ -46,6 +47,10 @@ class _PromptsAndHead(nn.Module):
         count = context.settings.tuning.prompts_per_modality
         self.prompts = nn.Parameter(torch.empty(2 * count, context.settings.encoder.c))
         self.head = head_of(context)
+
+    def begin(self, how: How, generator: torch.Generator) -> None:
+        """Draw the prompts."""
+        draw_rows(self.prompts, how, generator)
 
 
 def build(context: Context) -> Recommender:

@@ -36,7 +36,10 @@ Data = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/ and the mode")]
 Models = Annotated[
-    str, typer.Option(help="Rows of the table, such as single-train,tempt; a wrong name lists all.", show_default="all")
+    str,
+    typer.Option(
+        help="Rows of the table, in order, such as tempt,single-train; a wrong name lists all.", show_default="all"
+    ),
 ]
 Preset = Annotated[str, typer.Option(help="Settings to start from: paper or released.")]
 Seeds = Annotated[str, typer.Option(help="Seeds of split and training; the paper has 42,43,44,45,46.")]
@@ -49,7 +52,10 @@ Hospitals = Annotated[str, typer.Option(help="Only these hospitals, with commas.
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")]
 SaveScores = Annotated[bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads in all.", show_default="the machine's cores")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of a fit on all hospitals together.")]
+Threads = Annotated[
+    int,
+    typer.Option(min=1, help="Threads of a fit on all hospitals together, or of a hospital in a federation."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what this command made there before.")]
 
 

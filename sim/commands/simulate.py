@@ -243,17 +243,16 @@ def _simulate(
         preparation=None if ready else preparation.model_dump(),
         settings=settings,
         preset=preset,
-        models=tuple(
-            chosen([name.strip() for name in models.split(",") if name.strip()], federated=mode == "federated")
-        ),
+        models=tuple(chosen([name.strip() for name in models.split(",") if name.strip()], mode)),
         seeds=options.integers("--seeds", seeds),
         device=picked,
-        jobs=jobs if jobs is not None else 1 if picked != "cpu" else usable_cores(),
+        jobs=jobs if jobs is not None else max(threads, 1 if picked != "cpu" else usable_cores()),
         threads=threads,
         save_scores=save_scores,
         hospitals=tuple(sorted(options.integers("--hospitals", hospitals))) if hospitals else None,
         command=tuple(["tempt", *sys.argv[1:]]),
     )
+    central.check_settings(settings, mode)
     if federation is not None:
         from server.federation import check_settings
 

@@ -57,6 +57,20 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Message], Path
     return grid.replies, run
 
 
+@pytest.mark.parametrize("model", ["tempt", "p-tuning-1", "p-tuning-2", "lora8", "LoRA", "a-1-b", "finetune-freeze"])
+def test_metrics_of_a_model_of_any_name_may_leave_and_nothing_else_of_it(model: str) -> None:
+    def check(name: str) -> None:
+        egress.check("tune", {}, {name: 0.5}, {}, {}, Transport())
+
+    for name in ("records", "prauc", "jaccard", "f1", "medications", "best_epoch", "seconds.fit", "seconds.evaluation"):
+        check(f"{model}.{name}")
+    for name in ("stay", "prauc.1", "prauc\n", "seconds", ""):
+        with pytest.raises(ValueError, match="must not leave"):
+            check(f"{model}.{name}")
+    with pytest.raises(ValueError, match="must not leave"):
+        check("401.9, I10.prauc")
+
+
 def content_of(reply: Message) -> bytes:
     """Everything that a reply holds, as bytes: names, texts, numbers and arrays."""
     parts = []

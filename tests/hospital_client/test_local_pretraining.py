@@ -149,6 +149,73 @@ def same(content: RecordDict, record: str, expected: Tensors) -> None:
     assert [n for n in expected if not np.array_equal(found[n].numpy(), expected[n].numpy())] == []
 
 
+# ------------------------------------------------------------------------------------------------ other networks
+
+
+class WithTower(PretrainingNetwork):
+    """A part that no record of this hospital reaches, a frozen one, and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS.encoder, partition().rows, torch.Generator().manual_seed(9), "zero")
+        self.tower = torch.nn.Linear(3, 2)
+        self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer("positions", torch.arange(3), persistent=False)
+
+
+def test_kept_optimizer_of_a_parameter_without_a_gradient_goes_on_with_the_same_bits() -> None:
+    """Two epochs in one round are two rounds of one, with the optimizer kept."""
+    module = WithTower()
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
+    whole = hospital.train(start, LocalWork(1, 2, HOSPITAL))
+    first = hospital.train(start, LocalWork(1, 1, HOSPITAL))
+    second = hospital.train(first.tensors, LocalWork(2, 1, HOSPITAL), optimizer_state=first.optimizer)
+    for one, other in ((whole.tensors, second.tensors), (whole.optimizer, second.optimizer)):
+        assert sorted(one) == sorted(other) and all(torch.equal(one[name], other[name]) for name in one)
+    assert not any("tower" in name or "frozen" in name for name in whole.optimizer)
+    assert all(torch.equal(whole.tensors[name], start[name]) for name in ("tower.weight", "tower.bias", "frozen"))
+
+
+@pytest.mark.parametrize("strategy", ["proximal", "scaffold"])
+def test_strategies_take_a_parameter_without_a_gradient(strategy: str) -> None:
+    module = WithTower()
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    zero = {name: torch.zeros_like(p) for name, p in start.items()}
+    hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
+    work = LocalWork(1, 1, HOSPITAL, 1.0 if strategy == "proximal" else 0.0)
+    update = hospital.train(start, work, correction=zero if strategy == "scaffold" else None)
+    assert torch.equal(update.tensors["tower.weight"], start["tower.weight"])
+    assert apart(update.tensors, start) > 0
+    assert sorted(update.gradient) == (sorted(start) if strategy == "scaffold" else [])
+
+
+def test_network_with_statistics_that_no_federation_shares_is_refused_at_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each side would go on with running means of its own."""
+    module = network()
+    module.project_diagnoses.append(torch.nn.BatchNorm1d(SETTINGS.encoder.c))
+    words = r"shares parameters alone, .* the buffer project_diagnoses\.3\.num_batches_tracked; use layers without"
+    with pytest.raises(TemptError, match=words):
+        LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
+    monkeypatch.setattr("server.federation.PretrainingNetwork", lambda *_: module)
+    with pytest.raises(TemptError, match=words):
+        initial_tensors(SETTINGS, DATASET, 42)
+
+
+def test_buffer_that_moves_although_it_is_said_to_be_constant_is_no_update() -> None:
+    module = WithTower()
+
+    def move(*_: Any) -> None:
+        module.positions += 1
+
+    module.encoder.register_forward_hook(move)
+    hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+    with pytest.raises(ValueError, match="moved the buffer positions"):
+        hospital.train(start, LocalWork(1, 1, HOSPITAL))
+
+
 # ------------------------------------------------------------------------------------------------ records
 
 

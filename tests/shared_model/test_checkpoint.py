@@ -42,6 +42,15 @@ def test_checkpoint_of_transposed_and_learnt_tensors_keeps_their_values(tmp_path
     assert not tensors["weight"].requires_grad
 
 
+def test_checkpoint_of_tensors_of_any_type_and_of_shared_memory_keeps_their_values(tmp_path: Path) -> None:
+    """Tied weights are one tensor of two names; NumPy, which digests are made with, has no bfloat16."""
+    tied = torch.arange(6.0).reshape(3, 2)
+    tensors = {"in": tied, "out": tied, "part": tied[1:], "half": tied.bfloat16(), "phase": tied.to(torch.complex64)}
+    checkpoint.save(tmp_path / "one", tensors, {})
+    found, _ = checkpoint.load(tmp_path / "one")
+    assert all(found[name].dtype == of.dtype and torch.equal(found[name], of) for name, of in tensors.items())
+
+
 def test_checkpoint_of_equal_content_is_equal_bytes(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "one", TENSORS, ABOUT)
     checkpoint.save(tmp_path / "two", dict(reversed(TENSORS.items())), ABOUT, durable=False)

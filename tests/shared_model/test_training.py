@@ -268,3 +268,173 @@ def test_training_from_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypat
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TemptError, match="damaged checkpoint"):
         run(Scripted(), epochs=2, resume=path)
+
+
+# ------------------------------------------------------------------------------------------------ buffers, modes, Adam
+
+
+class Statistics(nn.Module):
+    """Buffers of every kind that training moves, and a tower that is reached in some epochs, if ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+            self.tower = nn.Linear(5, 1)
+        self.tower.bias.requires_grad_(False)
+        self.register_buffer("calls", torch.tensor(0), persistent=False)
+        self.register_buffer("largest", torch.zeros(3, dtype=torch.bfloat16))
+        self.register_buffer("seen", torch.empty(0))  # it grows
+        self.register_buffer("first", None)  # it comes late
+        self.average = nn.Parameter(torch.zeros(4), requires_grad=False)  # moved by hand
+        self.register_buffer("same", self.calls)  # the same memory
+
+    def forward(self, x: Tensor, *, with_tower: bool) -> Tensor:
+        self.calls += 1
+        self.largest.copy_(x.abs().flatten().topk(3).values)
+        self.seen = torch.cat([self.seen, x.detach().mean()[None]])[-5:]
+        if self.first is None:
+            self.first = x.detach()[0]
+        self.average.data.mul_(0.5).add_(self.net[0].bias.detach())
+        out: Tensor = self.net(x)
+        return out + self.tower(x) if with_tower else out
+
+
+class WithStatistics:
+    """Its tower gets a gradient from epoch `reached` on, 0 for never."""
+
+    records, validation_records = 8, 1
+
+    def __init__(self, scores: Sequence[float] = (), reached: int = 0, done: int = 0) -> None:
+        self.module = Statistics()
+        self.validation_records = 1 if scores else 0
+        self._scores, self._epoch, self._reached = list(scores), done, reached
+        self._batches = 0
+        self.modes: list[tuple[str, bool, bool]] = []
+
+    def loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        epoch = self._epoch + 1 + self._batches // 2 if not self.validation_records else self._epoch + 1
+        self._batches += 1
+        self.modes.append(("loss", self.module.training, self.module.net[2].training))
+        inputs = torch.cat([INPUTS, INPUTS[:1] + 1])[index]
+        return self.module(inputs, with_tower=0 < self._reached <= epoch).square().mean()
+
+    def score(self) -> float:
+        self.modes.append(("score", self.module.training, self.module.net[1].training))
+        self._epoch += 1
+        return self._scores[self._epoch - 1]
+
+
+def everything(module: nn.Module) -> dict[str, Tensor]:
+    found = dict(module.named_parameters()) | dict(module.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def assert_same_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(expected)
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+SCORES = (0.1, 0.5, 0.4, 0.6, 0.3, 0.5, 0.2, 0.9)
+FOUR = {"batch_size": 4, "learning_rate": 0.05}
+
+
+def train_with_statistics(task: WithStatistics, **more: Any) -> Progress:
+    values: dict[str, Any] = {"seed": 42, "purpose": "test", "hospital": 3} | more
+    return train(task, options(**FOUR), **values)
+
+
+def test_train_scores_in_evaluation_mode_and_goes_on_in_training_mode() -> None:
+    task = WithStatistics([0.1, 0.2, 0.1, 0.1])
+    train_with_statistics(task)
+    epoch = [("loss", True, True), ("loss", True, True), ("score", False, False)]
+    assert task.modes == epoch * 4
+    assert not any(module.training for module in task.module.modules())
+
+
+def test_score_leaves_each_module_in_the_mode_it_was_in_also_when_it_fails() -> None:
+    task = WithStatistics([])
+    task.module.net[1].eval()  # held at what it has learnt
+    before = [module.training for module in task.module.modules()]
+    with pytest.raises(IndexError):
+        training.score_of(task)
+    assert task.modes == [("score", False, False)]
+    assert [module.training for module in task.module.modules()] == before and True in before and False in before
+
+
+def test_train_restores_buffers_of_the_best_epoch() -> None:
+    task, at_end = WithStatistics(SCORES), list[dict[str, Tensor]]()
+    progress = train_with_statistics(task, on_epoch=lambda row: at_end.append(everything(task.module)))
+    assert (progress.epoch, progress.best_epoch) == (6, 4)
+    assert_same_state(everything(task.module), at_end[3])
+    assert at_end[3]["calls"] == 8 and task.module.same is task.module.calls
+    assert not torch.equal(at_end[3]["net.1.running_mean"], at_end[5]["net.1.running_mean"])
+
+
+@pytest.mark.parametrize("reached", [0, 1, 2, 4], ids=["never", "at once", "before the end", "after the end"])
+@pytest.mark.parametrize("scores", [(), SCORES], ids=["last", "best"])
+@pytest.mark.parametrize("at", [[1], [3], [5], [2, 3, 4]], ids=str)
+def test_resumed_training_of_buffers_and_parameters_without_a_gradient_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: list[int], scores: tuple[float, ...], reached: int
+) -> None:
+    """Each interruption comes before its epoch is kept: what is on disk is the epoch before."""
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    whole = WithStatistics(scores, reached)
+    expected = train_with_statistics(whole)
+    before = 0
+    for epoch in at:
+
+        def stop(row: dict[str, Any], epoch: int = epoch) -> None:
+            if row["epoch"] == epoch:
+                raise Interruption
+
+        torch.rand(epoch)  # what torch's own generator gave before is of no account
+        with pytest.raises(Interruption):
+            task = WithStatistics(scores, reached, done=before)
+            train_with_statistics(task, resume=tmp_path / "partial", on_epoch=stop)
+        before = epoch - 1
+    task = WithStatistics(scores, reached, done=before)
+    found = train_with_statistics(task, resume=tmp_path / "partial")
+    assert_same_state(everything(task.module), everything(whole.module))
+    assert timeless(found.history) == timeless(expected.history)
+    moved = not torch.equal(whole.module.tower.weight, Statistics().tower.weight)
+    assert moved == (reached > 0)
+
+
+def test_train_with_layers_that_draw_from_torch_is_the_same_whatever_was_drawn_before() -> None:
+    found = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        task = WithStatistics()
+        train_with_statistics(task, epochs=2)
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(everything(task.module))
+    assert_same_state(*found)
+
+
+class Other(Statistics):
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        if change == "a buffer more":
+            self.register_buffer("more", torch.ones(2))
+        elif change == "a buffer less":
+            del self.largest
+        elif change == "another type":
+            self.tower.double()
+        elif change == "a tower less":
+            del self.tower
+
+
+@pytest.mark.parametrize("change", ["a buffer more", "a buffer less", "another type", "a tower less"])
+def test_training_from_a_checkpoint_of_a_module_with_other_tensors_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    train_with_statistics(WithStatistics(), epochs=1, resume=tmp_path / "partial")
+    task = WithStatistics()
+    task.module = Other(change)
+    with pytest.raises(TemptError, match="partial: a checkpoint of another run") as caught:
+        train_with_statistics(task, epochs=2, resume=tmp_path / "partial")
+    assert len(str(caught.value).splitlines()) == 1

@@ -14,10 +14,12 @@ from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.training import train
 from sim.cli import run as tempt
+from sim.methods import method, method_names
 from tests.sim import consortium
+from tests.sim.command import mistake
 from tests.sim.consortium import assert_same, assigned, fingerprint
 
-MODELS = "full-train,single-train,finetune-freeze,tempt"
+MODELS = "single-train,finetune-freeze,tempt"
 
 
 def arguments(mode: str, data: Path, out: Path, *more: str) -> list[str]:
@@ -56,8 +58,7 @@ def test_rows_without_pretraining_are_those_of_the_centralized_run(data: Path, l
     assert tempt(arguments("centralized", data, tmp_path / "run")) == 0
     here, there = (read_json(run / "results.json") for run in (local, tmp_path / "run"))
     assert (here["mode"], there["mode"]) == ("local", "centralized")
-    for model in ("full-train", "single-train"):
-        assert here["models"][model]["summary"] == there["models"][model]["summary"]
+    assert here["models"]["single-train"]["summary"] == there["models"]["single-train"]["summary"]
     for model in ("tempt", "finetune-freeze"):
         assert here["models"][model]["summary"] != there["models"][model]["summary"]
         assert here["models"][model]["seeds"]["42"]["seconds"]["pretraining"] > 0
@@ -74,7 +75,41 @@ def test_two_jobs_and_a_resumption_change_no_bit(data: Path, local: Path, tmp_pa
 
 def test_recommend_answers_with_the_hospitals_own_encoder(local: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, procedure = consortium.VOCABULARY.diagnoses[3], consortium.VOCABULARY.procedures[4]
-    for model in ("tempt", "finetune-freeze", "full-train"):
+    for model in ("tempt", "finetune-freeze"):
         patient = ["--hospital", "8", "--diagnosis", code, "--procedure", procedure]
         assert tempt(["recommend", str(local), "--model", model, *patient]) == 0
         assert "DRUG" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ each by itself
+
+
+@pytest.mark.parametrize("model", [name for name in method_names() if method(name).SCOPE == "consortium"])
+def test_model_that_is_fitted_on_all_hospitals_is_refused_by_name(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    line = mistake(
+        capsys, ["simulate", "local", "--data", str(data), "--out", str(tmp_path / "run"), "--models", model]
+    )
+    assert line == (
+        f"error: --models {model}: is fitted on the records of all hospitals, and in this mode each is by itself; "
+        "run it with `tempt simulate centralized`"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_without_a_choice_are_those_of_one_hospital(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert tempt(["simulate", "local", "--data", str(data), "--out", str(out), "--jobs", "1", *assigned()]) == 0
+    found = list(read_json(out / "results.json")["models"])
+    assert found == [name for name in method_names() if method(name).SCOPE == "hospital"]
+    folder = out / "checkpoints" / "seed-42"
+    assert {path.name for path in folder.iterdir()} == {"pretraining", *found}  # none of the whole consortium
+
+
+def test_epoch_that_all_hospitals_choose_together_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(capsys, arguments("local", data, tmp_path / "run", "--set", "tuning.selection=common"))
+    assert "tuning.selection=common" in line and "use tuning.selection=hospital" in line
+    assert list(tmp_path.iterdir()) == []
