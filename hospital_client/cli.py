@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared_model.errors import TemptError
+from shared_model.lines import say, tell
 
 if TYPE_CHECKING:
     from hospital_client.launch import HospitalPlace
@@ -55,8 +55,8 @@ def launch(
         superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure, minimum_count
     )
     if insecure:
-        print("warning: --insecure: nothing is encrypted, and nobody's identity is checked", file=sys.stderr)
-    keep_running(place, lambda line: print(line, file=sys.stderr, flush=True))
+        say("warning: --insecure: nothing is encrypted, and nobody's identity is checked")
+    keep_running(place, say)
 
 
 @app.command("check")
@@ -82,13 +82,13 @@ def check(
     )
     troubles = 0
     for finding in look(place):
-        print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
+        tell(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
         if finding.mend:
-            print(f"{'':<21}-> {finding.mend}")
+            tell(f"{'':<21}-> {finding.mend}")
         troubles += not finding.well
     if troubles:
         raise typer.Exit(2)
-    print(f"Hospital {hospital_id} can be launched with these options.")
+    tell(f"Hospital {hospital_id} can be launched with these options.")
 
 
 def _place(

@@ -23,6 +23,7 @@ from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
+from shared_model.toml_value import toml_value
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
 _DELAY = 10.0
@@ -109,7 +110,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
 
 def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Callable[[], bool]) -> None:
-    config = {
+    config: dict[str, str | int] = {
         "hospital-id": place.hospital,
         "raw" if place.is_raw else "partition": str(place.partition.absolute()),
         "minimum-count": place.minimum_count,
@@ -122,7 +123,7 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
         command += ["--root-certificates", str(place.root_certificates.absolute())]
         command += ["--auth-supernode-private-key", str(place.private_key.absolute())]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
-    command += ["--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())]
+    command += ["--node-config", " ".join(f"{name}={toml_value(value)}" for name, value in config.items())]
     home = place.state.absolute() / "flower"
     refused = home / "refused.txt"
     pinned_clientapp.install(home / "bin")

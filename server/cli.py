@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from server import options
+from shared_model import comma_lists
 from shared_model.errors import TemptError
+from shared_model.lines import say, tell
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The server of a federation.")
 
@@ -32,14 +33,9 @@ def keys(
     """
     from server.keys import make_keys
 
-    try:
-        ids = [int(word) for word in hospitals.split(",")]
-    except ValueError:
-        ids = []
-    if not ids or min(ids) < 1 or len(set(ids)) < len(ids):
-        raise TemptError(f"--hospitals {hospitals}: expected different whole numbers from 1 on, such as 5,7")
-    make_keys(directory, [host.strip() for host in hosts.split(",") if host.strip()], ids, force=force)
-    print(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
+    ids = comma_lists.numbers("--hospitals", hospitals, "5,7", least=1)
+    make_keys(directory, comma_lists.names("--hosts", hosts), ids, force=force)
+    tell(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
 
 
 @app.command("launch")
@@ -89,6 +85,8 @@ def launch(
     from server.launch import ServerPlace
     from server.launch import launch as run_to_the_end
 
+    comma_lists.names("--models", models)
+    comma_lists.numbers("--seeds", seeds, "42,43")
     rules = {
         "minimum-count": minimum_count,
         "min-records": min_records,
@@ -119,13 +117,13 @@ def launch(
     if insecure == (keys is not None):
         raise TemptError("expected --keys DIR, or --insecure without keys on this machine's loopback")
     if insecure:
-        _say("warning: --insecure: whoever reaches this port takes part, reads every update and runs code")
+        say("warning: --insecure: whoever reaches this port takes part, reads every update and runs code")
     place = ServerPlace(keys, out, host, port, front and not insecure)
-    content = run_to_the_end(place, config, _say)
+    content = run_to_the_end(place, config, say)
     for name, model in content["models"].items():
         means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
-        print(f"{name}: {means}")
-    print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+        tell(f"{name}: {means}")
+    tell(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
 
 
 @app.command("front")
@@ -144,7 +142,7 @@ def front(
     from server.front import FrontPlace, launch_front
 
     place = FrontPlace(keys, state, facts if facts is not None else state / "facts.json", host, port, link)
-    launch_front(place, _say)
+    launch_front(place, say)
 
 
 @app.command("register")
@@ -163,9 +161,9 @@ def register(
     network = Network.of_run(run)
     if network.register(public_key, hospital_id, replace=replace):
         network.republish()
-        print(f"Registered hospital {hospital_id}; it takes part from the next seed or run on.")
+        tell(f"Registered hospital {hospital_id}; it takes part from the next seed or run on.")
     else:
-        print(f"Hospital {hospital_id} is registered with this key already.")
+        tell(f"Hospital {hospital_id} is registered with this key already.")
 
 
 @app.command("status")
@@ -181,13 +179,8 @@ def status(
     running, rows, lines, ended = Network.of_run(run).status()
     if ended is not None:
         how = "well" if ended["status"] == 0 else f"with status {ended['status']}: {ended['error']}"
-        print(f"The run has ended {how}{f'; its table is in {run}/results.json' if ended['status'] == 0 else ''}.")
+        tell(f"The run has ended {how}{f'; its table is in {run}/results.json' if ended['status'] == 0 else ''}.")
     else:
-        print("The server runs." if running else "The server does not run; this is what it last told.")
-    print("\n".join(status_table(rows)))
-    for line in lines[-3:]:
-        print(line)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        tell("The server runs." if running else "The server does not run; this is what it last told.")
+    tell(*status_table(rows))
+    tell(*lines[-3:])

@@ -19,6 +19,7 @@ from typing import Any
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, write_text
 from shared_model.supervision import flower_environment
+from shared_model.toml_value import toml_value
 
 _NAME = "tempt"
 _SECONDS = 120.0
@@ -56,7 +57,7 @@ class Control:
         private_directory(self.home)
         trust = "insecure = true"
         if self.certificates is not None:
-            trust = f"root-certificates = {json.dumps(str(self.certificates.absolute()))}"
+            trust = f"root-certificates = {toml_value(str(self.certificates.absolute()))}"
         text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\naddress = "{self.address}"\n{trust}\n'
         write_text(self.home / "config.toml", text)
 

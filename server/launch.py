@@ -6,7 +6,6 @@ may submit code and stop runs. SuperLink and SuperExec listen on the loopback.
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import time
@@ -27,6 +26,7 @@ from shared_model.files import locked, private_directory, read_json, write_text
 from shared_model.results import RESULTS
 from shared_model.shipped_code import CLIENT_APP, SERVER_APP, shipped_files
 from shared_model.supervision import Kept, ended_together, free_port
+from shared_model.toml_value import toml_value
 from shared_model.vocabulary import read_vocabulary
 
 _READY_SECONDS = 120.0
@@ -174,7 +174,7 @@ def _app_folder(folder: Path, run_config: Mapping[str, Any]) -> Path:
     for name, content in shipped_files().items():
         private_directory((folder / name).parent)
         (folder / name).write_bytes(content)
-    lines = [f"{name} = {json.dumps(value)}" for name, value in run_config.items()]
+    lines = [f"{name} = {toml_value(value)}" for name, value in run_config.items()]
     text = f"""[project]
 name = "tempt"
 version = "0.1.0"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from server.federation import check_settings
 from server.federation_settings import FederationSettings, federation_settings
+from shared_model import comma_lists
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
 from shared_model.settings import Settings, resolve
@@ -42,26 +43,14 @@ def options_of(config: Mapping[str, Any]) -> Options:
         transport=config["transport"],
         changed_rows=config["changed-rows"],
     )
-    models = _words(str(config["models"])) or list(adaptations())
+    given = str(config["models"])
+    models = comma_lists.names("models", given) if given.strip() else list(adaptations())
     for model in models:
         adaptation(model)
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice")
-    return Options(settings, federation, tuple(models), tuple(_seeds(str(config["seeds"]))))
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(word) for word in _words(text)]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise TemptError(f"seeds '{text}': expected different integers of at least 0 with commas between them")
-    return seeds
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
+    return Options(settings, federation, tuple(models), tuple(seeds))
 
 
 def _pairs(option: str, text: str) -> dict[str, str]:
@@ -69,7 +58,7 @@ def _pairs(option: str, text: str) -> dict[str, str]:
     pairs = {}
     for word in text.split():
         name, equals, value = word.partition("=")
-        if not equals:
+        if not equals or not name:
             raise TemptError(f"{option} '{word}': expected NAME=VALUE")
         pairs[name] = value
     return pairs

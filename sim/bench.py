@@ -33,6 +33,7 @@ import torch
 
 from shared_model.adaptation import tempt
 from shared_model.batching import TokenRows
+from shared_model.lines import tell
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.recommendation import Context, RecommendationTask, draw_initial
@@ -309,7 +310,7 @@ def _stages(run: dict[str, Any]) -> Iterator[str]:
 
 def _say(lines: Any) -> None:
     for line in lines:
-        print(line, flush=True)
+        tell(line)
 
 
 def _our_epoch(pair: Pair, batch_size: int, epoch: int) -> None:

@@ -38,6 +38,7 @@ from server.validation import Arrays
 from shared_model import checkpoint
 from shared_model.files import write_json
 from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.lines import say, tell
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.records import RecordSet, write_records
 from shared_model.settings import Settings
@@ -159,26 +160,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.ray:
         sizes.append(("ray", 80, 1279))
     pool = made_up_records(64 if given.quick else 10_000)
-    print(f"{_ROUNDS} rounds, one process of one thread, c=300, vocabularies 1,161/1,000")
-    print(f"{'':9}{'':>10}{'records':>9}{'local':>9}{'in all':>9}{'added':>7}{'ms a':>9}{'MiB after round':>18}")
-    print(
-        f"{'engine':9}{'hospitals':>10}{'each':>9}{'s':>9}{'s':>9}{'':>7}{'message':>9}{'1':>9}{_ROUNDS:>9}",
-        flush=True,
-    )
+    tell(f"{_ROUNDS} rounds, one process of one thread, c=300, vocabularies 1,161/1,000")
+    tell(f"{'':9}{'':>10}{'records':>9}{'local':>9}{'in all':>9}{'added':>7}{'ms a':>9}{'MiB after round':>18}")
+    tell(f"{'engine':9}{'hospitals':>10}{'each':>9}{'s':>9}{'s':>9}{'':>7}{'message':>9}{'1':>9}{_ROUNDS:>9}")
     same = True
     for engine, hospitals, records in sizes:
         with tempfile.TemporaryDirectory() as folder:
             row, apart = measure(engine, hospitals, records, pool, Path(folder))
         added = row.federated / row.plain - 1
         message = 1000 * (row.federated - row.plain) / (hospitals * (_ROUNDS + 1))
-        print(
+        tell(
             f"{engine:9}{hospitals:>10}{records:>9}{row.plain:>9.1f}{row.federated:>9.1f}{added:>7.0%}"
-            f"{message:>9.0f}{row.after_first:>9.0f}{row.after_last:>9.0f}",
-            flush=True,
+            f"{message:>9.0f}{row.after_first:>9.0f}{row.after_last:>9.0f}"
         )
         if apart > _LARGEST_DIFFERENCE:
             same = False
-            print(f"error: the tensors differ by {apart:.1e}", file=sys.stderr)
+            say(f"error: the tensors differ by {apart:.1e}")
     return 0 if same else 1
 
 

@@ -22,7 +22,9 @@ import typer.core
 from hospital_client import cli as hospital
 from server import cli as coordination
 from shared_model.errors import TemptError, of_the_system
+from shared_model.lines import give_up, open_streams, say, tell
 from sim.commands import data, recommend, simulate
+from sim.commands.verb import Verb, as_called, no_working_folder
 
 typer.core.HAS_RICH = False  # else plain help shows its default values behind a backslash
 
@@ -31,13 +33,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Learn to recommend medications from many hospitals whose records stay in the house (TEMPT).",
 )
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"tempt {importlib.metadata.version('tempt')}")
+        tell(f"tempt {importlib.metadata.version('tempt')}")
         raise typer.Exit
 
 
@@ -56,6 +59,9 @@ app.add_typer(simulate.app, name="simulate")
 app.add_typer(hospital.app, name="hospital")
 app.add_typer(coordination.app, name="server")
 app.command("recommend")(recommend.recommend)
+for _group in (app, simulate.app, hospital.app, coordination.app):
+    for _command in _group.registered_commands:
+        _command.cls = Verb
 
 
 class _Terminated(BaseException):
@@ -65,7 +71,14 @@ class _Terminated(BaseException):
 def main() -> None:
     """Run the command and end the process with its exit status (see the README's list)."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    open_streams()
+    status = run(sys.argv[1:])
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            give_up(number)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -77,7 +90,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+        tell(error.format_message())
         return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -86,20 +99,20 @@ def run(arguments: list[str]) -> int:
     except TemptError as error:
         return _mistake(" ".join(str(error).splitlines()), error.status)
     except (KeyboardInterrupt, click.Abort):
-        print(f"interrupted{_kept(arguments)}", file=sys.stderr)
+        _last_words(f"interrupted{_kept(arguments)}")
         return 130
     except _Terminated:
-        print(f"ended by SIGTERM{_kept(arguments)}", file=sys.stderr)
+        _last_words(f"ended by SIGTERM{_kept(arguments)}")
         return 143
     except SystemExit as error:  # click's answer to a closed pipe
         if not isinstance(error.__context__, BrokenPipeError):
             raise
         return 141
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(1, 2)
         return 141
     except OSError as error:
-        mistake = of_the_system(error)
+        mistake = of_the_system(error) or no_working_folder()
         if mistake is None:
             raise
         return _mistake(str(mistake))
@@ -109,15 +122,23 @@ def _kept(arguments: list[str]) -> str:
     """What a command that was ended leaves."""
     if arguments[:1] == ["simulate"]:
         again = [word for word in arguments if word not in ("--force", "--resume")]
-        return f"; what is finished is kept, go on with: {shlex.join(['tempt', *again, '--resume'])}"
+        return f"; what is finished is kept, go on with: {as_called()} {shlex.join([*again, '--resume'])}"
     if arguments[1:2] in (["launch"], ["front"]):
         return "; what is finished is kept, the same command goes on"
     return "; nothing was written"
 
 
 def _mistake(message: str, status: int = TemptError.status) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    _last_words(f"error: {message}")
     return status
+
+
+def _last_words(line: str) -> None:
+    """Say it if somebody listens: the exit status is the same if nobody does."""
+    try:
+        say(line)
+    except OSError:
+        give_up(2)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

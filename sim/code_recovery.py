@@ -23,6 +23,7 @@ from server.federation import Federation
 from server.federation_settings import FederationSettings
 from shared_model.batching import FIRST_DIAGNOSIS
 from shared_model.errors import TemptError
+from shared_model.lines import say, tell
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.records import read_dataset
 from shared_model.settings import Settings
@@ -54,18 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dataset = read_dataset(given.dataset)
     except TemptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     torch.set_num_threads(1)
-    print(f"{'hospital':>8}{'records':>9}{'its codes':>11}{'named':>8}{'share':>8}{'of these wrong':>16}")
+    tell(f"{'hospital':>8}{'records':>9}{'its codes':>11}{'named':>8}{'share':>8}{'of these wrong':>16}")
     for hospital in dataset.records.hospitals:
         own = dataset.of_hospitals([hospital])
         partition = Partition(hospital, own.vocabulary, own.records, own.split_by_patient)
         has, moved = recovered(partition, Settings(), given.seed, given.epochs)
-        print(
+        tell(
             f"{hospital:>8}{len(own.records):>9}{len(has):>11}{len(has & moved):>8}"
-            f"{len(has & moved) / max(1, len(has)):>8.0%}{len(moved - has):>16}",
-            flush=True,
+            f"{len(has & moved) / max(1, len(has)):>8.0%}{len(moved - has):>16}"
         )
     return 0
 

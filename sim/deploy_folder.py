@@ -25,6 +25,7 @@ from hospital_client.partition import read_partition
 from server.keys import make_keys
 from shared_model.errors import TemptError
 from shared_model.files import new_directory, write_json
+from shared_model.lines import say, tell
 from shared_model.records import write_records
 from shared_model.vocabulary import read_vocabulary, write_vocabulary
 
@@ -78,13 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as scratch:
                 make_folder(given.folder, _made_up(Path(scratch)), hospitals, force=given.force)
     except TemptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return error.status
     named = {"TEMPT_DEPLOY": str(given.folder.absolute())} if given.folder != Path("deploy") else {}
     named |= {f"HOSPITAL_{n}": str(h) for n, h in enumerate(hospitals, 1)} if tuple(hospitals) != HOSPITALS else {}
     words = [f"{name}={shlex.quote(value)}" for name, value in named.items()]
-    print(f"Wrote {given.folder} for hospitals {given.hospitals}. Next:\n")
-    print("\n".join([*(f"    export {word}" for word in words), "    docker compose up --build --detach"]))
+    tell(f"Wrote {given.folder} for hospitals {given.hospitals}. Next:", "")
+    tell(*(f"    export {word}" for word in words), "    docker compose up --build --detach")
     return 0
 
 

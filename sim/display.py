@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from shared_model.lines import say
 
 _LINE_SECONDS = 5.0
 
@@ -38,7 +39,7 @@ class Display:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def begin(self, total: int, done: int) -> None:
         """Start to count fits."""
@@ -73,4 +74,4 @@ class Display:
             self._bar.update(self._task, description=text)
         elif time.monotonic() - self._spoke >= _LINE_SECONDS or self._done == self._total:
             self._spoke = time.monotonic()
-            print(f"[{self._done}/{self._total}] {text}", file=sys.stderr, flush=True)
+            say(f"[{self._done}/{self._total}] {text}")

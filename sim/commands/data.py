@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared_model.lines import say, tell
 from sim.commands import options
+from sim.commands.verb import as_called
 
 if TYPE_CHECKING:
     from hospital_client.preparation_options import PreparationOptions
@@ -30,7 +32,7 @@ def synth(
     from sim.synthetic_raw import synthesize
 
     synthesize(raw, profile, hospitals=hospitals, records=records, seed=seed, force=force)
-    print(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {raw}.")
+    tell(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {raw}.")
 
 
 def prepare(
@@ -62,9 +64,10 @@ def prepare(
         leave_out_cancelled_orders=leave_out_cancelled_orders,
     )
     report = make(raw, dataset, chosen, force=force)
-    print("\n".join(report_lines(report)))
+    tell(*report_lines(report))
     if note := left_out_note(report, chosen):
-        print(note, file=sys.stderr)
+        say(note)
+    tell(f"Next: {as_called()} simulate centralized --data {shlex.quote(str(dataset))}")
 
 
 def left_out_note(report: Report, chosen: PreparationOptions) -> str | None:

@@ -59,22 +59,6 @@ Threads = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace what this command made there before.")]
 
 
-def integers(option: str, text: str) -> tuple[int, ...]:
-    """The numbers of a comma-separated option.
-
-    Raises:
-        TemptError: a part is no integer, or stands twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        numbers = tuple(int(part) for part in parts)
-    except ValueError:
-        raise TemptError(f"{option} {text}: expected integers with commas between them, such as 42,43") from None
-    if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
-        raise TemptError(f"{option} {text}: expected different integers of at least 0")
-    return numbers
-
-
 def assignments(texts: list[str], option: str = "--set", example: str = "pretraining.epochs=5") -> dict[str, str]:
     """An option FIELD=VALUE that can be given several times, as a mapping.
 
@@ -84,7 +68,7 @@ def assignments(texts: list[str], option: str = "--set", example: str = "pretrai
     pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name:
+        if not equals or not name.strip():
             raise TemptError(f"{option} {text}: expected NAME=VALUE, such as {example}")
         if name.strip() in pairs:
             raise TemptError(f"{option} {name.strip()}: is set twice")
@@ -105,8 +89,13 @@ def preparation(**values: Any) -> PreparationOptions:
     try:
         return PreparationOptions(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        mistakes = (f"--{detail['loc'][0]!s}={detail['input']}: {detail['msg']}" for detail in error.errors())
-        raise TemptError("; ".join(mistakes).replace("_", "-")) from None
+        mistakes = (f"{option_of(str(of['loc'][0]))}={of['input']}: {of['msg']}" for of in error.errors())
+        raise TemptError("; ".join(mistakes)) from None
+
+
+def option_of(field: str) -> str:
+    """The option that sets a field of the preparation's."""
+    return "--observation-window" if field == "observation_window_hours" else f"--{field.replace('_', '-')}"
 
 
 def is_dataset(directory: Path) -> bool:

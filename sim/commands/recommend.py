@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from shared_model.lines import takes, tell
+
 
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run directory, or a hospital's --state.")],
@@ -30,15 +32,17 @@ def recommend(
 
     medications = answer(run, model, seed, hospital, diagnosis, procedure)
     if as_json:
-        print(json.dumps([asdict(one) for one in medications], indent=1, ensure_ascii=False))
+        content = [asdict(one) for one in medications]
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        tell(text if takes(text) else json.dumps(content, indent=1))
         return
     recommended = [one for one in medications if one.recommended]
-    print(f"{'HICL':>8}  {'probability':>11}  medication")
+    tell(f"{'HICL':>8}  {'probability':>11}  medication")
     for one in recommended:
-        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+        tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
     rest = [one for one in medications if not one.recommended][:3]
     threshold = f"{threshold_of(run):g}"
-    print(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
+    tell(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
     for one in rest:
-        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
-    print("Research software: not for clinical use.")
+        tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+    tell("Research software: not for clinical use.")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from server import options as federation_options
+from shared_model import comma_lists
 from shared_model.errors import TemptError
+from shared_model.lines import tell
 from sim.commands import options
 from sim.commands.data import left_out_note
 
@@ -164,7 +166,7 @@ def _federated(
         federation=federation,
         engine=engine,
         ray_address=ray_address,
-        beside=tuple(Path(run.strip()) for run in beside.split(",") if run.strip()),
+        beside=tuple(Path(run) for run in comma_lists.names("--beside", beside)) if beside else (),
     )
 
 
@@ -243,13 +245,13 @@ def _simulate(
         preparation=None if ready else preparation.model_dump(),
         settings=settings,
         preset=preset,
-        models=tuple(chosen([name.strip() for name in models.split(",") if name.strip()], mode)),
-        seeds=options.integers("--seeds", seeds),
+        models=tuple(chosen(comma_lists.names("--models", models) if models else [], mode)),
+        seeds=tuple(comma_lists.numbers("--seeds", seeds, "42,43")),
         device=picked,
         jobs=jobs if jobs is not None else max(threads, 1 if picked != "cpu" else usable_cores()),
         threads=threads,
         save_scores=save_scores,
-        hospitals=tuple(sorted(options.integers("--hospitals", hospitals))) if hospitals else None,
+        hospitals=tuple(sorted(comma_lists.numbers("--hospitals", hospitals, "101,102"))) if hospitals else None,
         command=tuple(["tempt", *sys.argv[1:]]),
     )
     central.check_settings(settings, mode)
@@ -293,10 +295,10 @@ def _simulate(
                 content = federated.simulate(
                     request, federation, source, dataset, display, engine=engine, ray_address=ray_address
                 )
-    print("\n".join(table(content, list(others.values()))))
+    tell(*table(content, list(others.values())))
     if federation is not None:
-        print("\n".join(["", *federated.rounds_table(content)]))
-    print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+        tell("", *federated.rounds_table(content))
+    tell(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
 
 
 _CENTRALIZED = """Pretrain on all hospitals in one place, tune for each, and print the table of results.

@@ -14,6 +14,7 @@ from typing import Any
 
 from shared_model.errors import TemptError
 from shared_model.files import read_json, replacing
+from shared_model.lines import say, tell
 from shared_model.results import RESULTS
 from sim.methods import method
 
@@ -105,9 +106,9 @@ def main() -> None:
         if not (given.run / RESULTS).is_file():
             raise TemptError(f"{given.run}: has no {RESULTS}; is it a run directory, and has the run ended?")
         draw(read_json(given.run / RESULTS), given.picture)
-        print(f"Wrote {given.picture}.")
+        tell(f"Wrote {given.picture}.")
     except TemptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(2)
 
 

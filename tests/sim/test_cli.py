@@ -141,7 +141,7 @@ def test_help_of_simulate_names_every_option_of_the_design(capsys: Capture) -> N
         (["--device", "cuda:²"], ["unknown device 'cuda:²'"]),
         (["--threads", "3", "--jobs", "2"], ["--threads 3", "--jobs 2"]),
         (["--seeds", "42,x"], ["--seeds 42,x", "integers"]),
-        (["--seeds", ""], ["--seeds", "integers"]),
+        (["--seeds", ""], ["--seeds", "blank"]),
         (["--seeds", "42,42"], ["--seeds 42,42", "different"]),
         (["--seeds", "-1"], ["--seeds -1", "at least 0"]),
         (["--hospitals", "99"], ["--hospitals", "no hospital 99", "3, 8, 21, 34"]),

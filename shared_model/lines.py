@@ -1,0 +1,58 @@
+"""Lines for people, each written whole: text and newline in one write, so that those of several writers never mix.
+
+`print` writes the two apart: unbuffered, or with two threads, "keeps it" and "Table 2" become "keeps itTable 2".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def tell(*lines: str) -> None:
+    """Lines of a result on standard output; what the terminal's encoding lacks is replaced by question marks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write("".join(f"{line}\n" for line in lines).encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def say(*lines: str) -> None:
+    """Lines on standard error: errors, warnings, progress."""
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.flush()
+
+
+def takes(text: str) -> bool:
+    """Whether standard output's encoding has every character of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def open_streams() -> None:
+    """Give a process whose standard streams were closed ones that nobody reads.
+
+    Else the next file that it opens gets the number of one of them, and whatever is written there ends in that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
+def give_up(*numbers: int) -> None:
+    """Send what the standard streams of these numbers still hold to nobody, and what comes.
+
+    Else Python tries to write it once more as it ends, and ends with status 120.
+    """
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nobody, number)
+    os.close(nobody)
