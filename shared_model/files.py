@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,9 @@ from typing import Any
 from shared_model.errors import TemptError
 
 _PREFIX = ".writing-"
-_MARK = ".tempt"
+_BEGUN = re.compile(re.escape(_PREFIX) + r"(\d{1,9})-")  # the process's number; what is named otherwise is somebody's
+MARK = ".tempt"
+"""The file in a directory that says which command made it."""
 
 
 @contextmanager
@@ -54,6 +57,13 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def write_private(path: Path, text: str) -> None:
+    """Replace a file's text in one step; nobody but its owner can read it at any moment (mode 0600)."""
+    with replacing(path) as beside:
+        beside.touch(mode=0o600)
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Replace a JSON file in one step, indented for readers."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
@@ -79,7 +89,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def remove_leftovers(directory: Path) -> None:
     """Remove what a killed process had begun to write below a directory."""
     for path in directory.rglob(f"{_PREFIX}*"):
-        if path.is_dir():
+        if not _BEGUN.match(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -104,7 +116,7 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(directory)
         beside.mkdir(mode=0o700)
-        (beside / _MARK).write_text(mark, encoding="utf-8")
+        (beside / MARK).write_text(mark, encoding="utf-8")
         yield beside
         if not directory.exists():
             beside.rename(directory)
@@ -129,9 +141,11 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
 
 def _remove_abandoned(directory: Path) -> None:
     """Remove what killed processes had begun to write in a directory's place."""
-    for path in directory.parent.glob(f"{_PREFIX}*-{directory.name}"):
-        number = path.name.removeprefix(_PREFIX).partition("-")[0]
-        if number == str(os.getpid()) or not (number.isdecimal() and _is_alive(int(number))):
+    for path in directory.parent.iterdir():
+        begun = _BEGUN.match(path.name)
+        if begun is None or path.name[begun.end() :] not in (directory.name, f"old-{directory.name}"):
+            continue
+        if not path.is_symlink() and (int(begun[1]) == os.getpid() or not _is_alive(int(begun[1]))):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -187,8 +201,8 @@ def check_place(directory: Path, *, mark: str, force: bool) -> None:
         return
     if not force:
         raise TemptError(f"{directory}: is not empty; name another directory, or use --force to replace it")
-    own = directory / _MARK
+    own = directory / MARK
     if not own.is_file() or own.read_text(encoding="utf-8", errors="replace") != mark:
         raise TemptError(
-            f"{directory}: has no {_MARK} of this kind, so this command did not make it; --force deletes only its own"
+            f"{directory}: has no {MARK} of this kind, so this command did not make it; --force deletes only its own"
         )

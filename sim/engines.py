@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -33,12 +35,23 @@ def check_engine(engine: str, ray_address: str | None) -> None:
     if ray_address is not None and engine != "ray":
         raise TemptError(f"--ray-address {ray_address}: goes with --engine ray")
     if engine == "ray":
+        if ray_address is None:
+            _ask_for_a_token()
         try:
             import ray  # noqa: F401
         except ImportError:
             raise TemptError("--engine ray: Ray is not installed; pip install 'tempt[ray]'") from None
     if ray_address is not None:
         _check_address(ray_address)
+
+
+def _ask_for_a_token() -> None:
+    """Let the cluster that Ray starts for this command be this command's alone.
+
+    It listens on the network, too, and who joins it runs code. Ray reads this when it is imported.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _check_address(address: str) -> None:

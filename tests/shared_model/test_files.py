@@ -20,6 +20,7 @@ from shared_model.files import (
     remove_leftovers,
     replacing,
     write_json,
+    write_private,
     write_text,
 )
 
@@ -252,3 +253,54 @@ def test_new_directory_whose_source_cannot_be_read_names_the_source(tmp_path: Pa
         f"{tmp_path / 'raw' / 'patient.csv'}: No such file or directory; nothing was written to {tmp_path / 'out'}"
     )
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", [".writing-notes-out", ".writing-7-other", ".writing-out", ".writing-7x-out", ".writing-99999999999-out"]
+)
+def test_new_directory_leaves_alone_what_no_process_of_ours_has_begun(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with new_directory(tmp_path / "out", mark="mark.json", force=False):
+        pass
+    assert names(tmp_path) == [name, f"{name}/mine.txt", "out", "out/.tempt"]
+
+
+@pytest.mark.parametrize("name", ["*", "o[u]t", "out?"])
+def test_new_directory_of_a_name_that_is_a_pattern_leaves_other_directories_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".writing-999999999-out").mkdir()
+    (tmp_path / f".writing-999999999-{name}").mkdir()
+    (tmp_path / f".writing-999999999-old-{name}").mkdir()
+    with new_directory(tmp_path / name, mark="mark.json", force=False):
+        pass
+    assert names(tmp_path) == sorted([".writing-999999999-out", name, f"{name}/.tempt"])
+
+
+def test_remove_leftovers_leaves_alone_what_is_named_otherwise_and_where_links_lead(tmp_path: Path) -> None:
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    for folder in (mine, run, run / ".writing-notes"):
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+    (run / ".writing-7-link").symlink_to(mine)
+    remove_leftovers(run)
+    assert names(tmp_path) == [
+        *("mine", "mine/mine.txt", "run", "run/.writing-notes", "run/.writing-notes/mine.txt", "run/mine.txt"),
+    ]
+
+
+def test_new_directory_through_a_link_replaces_only_what_has_the_mark(tmp_path: Path) -> None:
+    make_old(tmp_path / "mine", mark=False)
+    (tmp_path / "out").symlink_to("mine")
+    with (
+        pytest.raises(TemptError, match="this command did not make it"),
+        new_directory(tmp_path / "out", mark="mark.json", force=True),
+    ):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == ["mine", "mine/old.txt", "out"]
+
+
+def test_write_private_is_readable_for_its_owner_alone_whatever_was_there(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("old")
+    write_private(tmp_path / "secret", "new")
+    assert (tmp_path / "secret").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600

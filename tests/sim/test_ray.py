@@ -85,6 +85,25 @@ def test_ray_cluster_that_is_there_gives_the_same_results(
     assert_same_results(tmp_path / "ray", federated)
 
 
+def test_a_cluster_of_ours_takes_nobody_without_its_token() -> None:
+    """Another process of this machine, or of the network, would run code in it."""
+    stranger = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).get_all_node_info(timeout=30)"
+    program = f"""
+import os, subprocess, sys
+from sim.engines import check_engine
+check_engine("ray", None)
+import ray
+address = ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR").address_info["gcs_address"]
+for without in (["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"], []):
+    given = {{name: value for name, value in os.environ.items() if name not in without}}
+    done = subprocess.run([sys.executable, "-c", {stranger!r}, address], env=given, capture_output=True, text=True)
+    print(done.returncode, "InvalidAuthToken" in done.stderr)
+"""
+    variables = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split("\n")[:-1] == ["1 True", "0 False"], done.stdout + done.stderr
+
+
 def test_a_mistake_in_a_ray_federation_is_one_line(data: Path, tmp_path: Path) -> None:
     """Every hospital diverges: the quorum is missed, which has an exit status of its own."""
     more = ["--engine", "ray"]
