@@ -38,7 +38,7 @@ def keys(
         ids = []
     if not ids or min(ids) < 1 or len(set(ids)) < len(ids):
         raise TemptError(f"--hospitals {hospitals}: expected different whole numbers from 1 on, such as 5,7")
-    make_keys(directory, [host.strip() for host in hosts.split(",") if host.strip()], ids, force=force)
+    make_keys(directory, [host.strip() for host in hosts.split(",")], ids, force=force)
     print(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
 
 
