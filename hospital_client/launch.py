@@ -145,7 +145,7 @@ def _keep_running(place: HospitalPlace, route: Route, say: Callable[[str], None]
                 if ended in (None, _SIGNATURE):
                     ended = _refusal(place, route) or ended
                 why = f"its SuperNode {node.last_end}{f': {ended}' if ended else ''}; trying again every {_DELAY:g} s"
-            if why is not None and why != said:
+            if why is not None and (why != said or not node.short_lives):
                 said = why
                 say(f"hospital {place.hospital}: {why}")
             for line in left.new_lines():

@@ -121,7 +121,8 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         )
         while not until():
             status = front.keep()
-            if status not in (None, said):  # not once a second while the SuperLink's name is not known
+            # not once a second while the SuperLink's name is not known
+            if status is not None and (status != said or not front.short_lives):
                 said = status
                 say(f"nginx {front.last_end}; it is started again until it stays; {front.log} says why")
             if time.monotonic() - asked >= _ASK_SECONDS:

@@ -21,7 +21,7 @@ LIMIT = 60.0
 """Seconds without a sign after which a process is taken for dead: Flower's lease, after which a hospital is away."""
 START_LIMIT = 180.0
 """Seconds until the first one."""
-_EVERY = 2.0  # seconds between two looks
+_EVERY = 5.0  # seconds between two looks
 _MOST = 15.0  # seconds that a look counts: whoever looks may have been stopped, too, or the machine asleep
 
 

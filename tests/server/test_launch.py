@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from hospital_client import egress
 from hospital_client.app import Place
-from hospital_client.launch import _Ledger, reason
+from hospital_client.launch import HospitalPlace, _Ledger, _supernode, reason
 from server import exchange, front, options
 from server.control import Control
 from server.federation_settings import FederationSettings
@@ -429,3 +430,21 @@ def test_flower_in_a_path_with_a_blank_is_a_mistake(tmp_path: Path, monkeypatch:
     with pytest.raises(TemptError, match="can't be run from a path with a blank"):
         flower_environment(tmp_path / "home")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_supernode_is_started_for_the_address_in_its_one_form_and_by_the_way_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://another:1")
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    place = HospitalPlace("[2001:DB8:0::1]:8443", tmp_path, 3, tmp_path / "state", tmp_path / "ca", tmp_path / "key")
+    node = _supernode(place, place.route(), tmp_path / "state" / "flower", tmp_path / "refused")
+    command, environment = node._command, node._environment
+    assert command[command.index("--superlink") + 1] == "[2001:db8::1]:8443"
+    assert not any("secret" in word for word in command), "everybody may read a command line"
+    told = {name: value for name, value in environment.items() if name.lower().endswith("_proxy")}
+    assert told == {"https_proxy": "http://me:secret@proxy:3128", "no_proxy": "127.0.0.1,localhost,::1"}
+    found = shutil.which("flower-superexec", path=environment["PATH"])
+    assert found == str(tmp_path / "state" / "flower" / "bin" / "flower-superexec")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, env=environment, timeout=120)
+    assert version.stdout.startswith("Flower version: 1.41."), version.stderr
