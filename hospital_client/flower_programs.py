@@ -1,7 +1,7 @@
 """Flower's programs as a hospital runs them: each tells its signs of life, and ends when its main thread does.
 
-SuperNode tells the heartbeats that the server has acknowledged; the SuperExec that it starts (found first on its path,
-as `install` puts it there) tells that it has asked for work.
+SuperNode tells the heartbeats that the server has acknowledged, and answers messages in step (`in_step`); the SuperExec
+that it starts (found first on its path, as `install` puts it there) tells that it has asked for work.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hospital_client.in_step import keep_in_step
 from shared_model.files import private_directory, write_text
 from shared_model.signs_of_life import run_alone, tell
 
@@ -43,9 +44,11 @@ def main() -> None:
 
 def _told(program: str, signs: Path) -> Callable[[], object]:
     if program == SUPERNODE:
+        from flwr.supernode import start_client_internal
         from flwr.supernode.cli import flower_supernode
         from flwr.supernode.fleet_http_client import FleetHttpClient
 
+        keep_in_step(start_client_internal)
         tell(FleetHttpClient, "SendNodeHeartbeat", signs)
         return flower_supernode
     from flwr.supercore.cli import flower_superexec
