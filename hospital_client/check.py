@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import importlib.metadata
-import json
 import os
 import shutil
 import socket
@@ -14,32 +11,30 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
+from hospital_client.route import ProxyRefused, Route, Told
 from shared_model.errors import TemptError, printable
 from shared_model.node_keys import binding, fingerprint, public_key
 from shared_model.shipped_code import code_digest
 
 _SECONDS = 10.0
 _FREE_BYTES = 2 * 10**9
-_AHEAD, _BEHIND = 5.0, 300.0
-"""Seconds by which a hospital's clock may be ahead of the server's or behind it (Flower refuses signatures beyond)."""
 
 
 class Finding(NamedTuple):
-    """What a look found, and what to do where all is not well."""
+    """What a look found, and what to do where all is not well; one that was skipped found nothing."""
 
     what: str
     well: bool
     found: str
     mend: str = ""
+    skipped: bool = False
 
 
 class _Trouble(Exception):
@@ -50,14 +45,6 @@ class _Trouble(Exception):
         self.found, self.mend = found, mend
 
 
-@dataclass
-class _Server:
-    """What the server told, as far as it was reached."""
-
-    ahead: float | None = None
-    facts: dict[str, Any] | None = None
-
-
 def look(place: HospitalPlace) -> Iterator[Finding]:
     """Look at everything that a launch needs; nothing is written but a file that is deleted at once.
 
@@ -65,11 +52,12 @@ def look(place: HospitalPlace) -> Iterator[Finding]:
         TemptError: the options are none that a hospital can be launched with.
     """
     place.check_options()
-    server, reached = _Server(), True
+    route, server, reached = place.route(), Told(), True
     looks: list[tuple[str, bool, Callable[[], str]]] = [
-        ("name", False, lambda: _name(place)),
-        ("port", True, lambda: _port(place)),
-        ("certificate", True, lambda: _certificate(place, server)),
+        ("proxy", False, lambda: str(route)),
+        ("name", False, lambda: _name(route)),
+        ("port", True, lambda: _port(route)),
+        ("certificate", True, lambda: _certificate(place, route, server)),
         ("clock", True, lambda: _clock(server)),
         ("key", False, lambda: _key(place, server)),
         ("versions", True, lambda: _versions(server)),
@@ -80,7 +68,7 @@ def look(place: HospitalPlace) -> Iterator[Finding]:
     ]
     for what, needs_server, one in looks:
         if needs_server and not reached:
-            yield Finding(what, False, "not looked at, as the server was not reached")
+            yield Finding(what, False, "not looked at, as the server was not reached", skipped=True)
             continue
         try:
             yield Finding(what, True, one())
@@ -91,33 +79,42 @@ def look(place: HospitalPlace) -> Iterator[Finding]:
             yield Finding(what, False, str(error))
 
 
-def _name(place: HospitalPlace) -> str:
+def _name(route: Route) -> str:
+    asked, option = route.server, "--superlink"
+    if route.proxy is not None:  # which looks the server's name up by itself
+        asked, option = route.proxy.address, "the proxy's variable"
     try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(asked.host, asked.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _Trouble(
-            f"{place.host} has no address ({error.strerror})", "check --superlink and this machine's DNS"
+            f"{asked.host} has no address ({error.strerror})", f"check {option} and this machine's DNS"
         ) from None
-    return f"{place.host} is {found[0][4][0]}"
+    return f"{asked.host} is {found[0][4][0]}"
 
 
-def _port(place: HospitalPlace) -> str:
+def _port(route: Route) -> str:
     try:
-        with socket.create_connection((place.host, place.port), timeout=_SECONDS):
-            return f"{place.superlink} answers"
+        route.connect(_SECONDS).close()
+    except ProxyRefused as error:
+        raise _Trouble(
+            str(error), f"may this machine go through it to {route.server}? else add {route.server.host} to no_proxy"
+        ) from None
     except OSError as error:
         why = error.strerror or "no answer in time"
-        raise _Trouble(
-            f"{place.superlink}: {why}", "is the server running, and its port open in the firewall?"
-        ) from None
+        mend = "is the server running, and its port open in the firewall?"
+        if route.proxy is not None:
+            mend = f"is that the proxy? else correct its variable, or add {route.server.host} to no_proxy"
+        raise _Trouble(f"{route.proxy or route.server}: {why}", mend) from None
+    return f"{route.server} answers"
 
 
-def _certificate(place: HospitalPlace, server: _Server) -> str:
+def _certificate(place: HospitalPlace, route: Route, server: Told) -> str:
     """Also fetches what the server tells everybody."""
-    connection: http.client.HTTPConnection
     if place.root_certificates is None:
-        connection = http.client.HTTPConnection(place.host, place.port, timeout=_SECONDS)
-        return _ask(connection, server) or "none: --insecure"
+        server.ask(route, None, _SECONDS)
+        if server.status == 400:
+            raise _Trouble("it speaks TLS", "leave --insecure out; give --root-certificates and --private-key")
+        return "none: --insecure"
     try:
         context = ssl.create_default_context(cafile=str(place.root_certificates))
     except OSError as error:
@@ -125,12 +122,11 @@ def _certificate(place: HospitalPlace, server: _Server) -> str:
         raise _Trouble(
             f"{place.root_certificates}: {why}", "give the CA's certificate that the operator sent"
         ) from None
-    connection = http.client.HTTPSConnection(place.host, place.port, timeout=_SECONDS, context=context)
     try:
-        connection.connect()
-        ends = dict(connection.sock.getpeercert() or {}).get("notAfter", "")
+        with context.wrap_socket(route.connect(_SECONDS), server_hostname=route.server.host) as socket_:
+            ends = dict(socket_.getpeercert() or {}).get("notAfter", "")
         days = (ssl.cert_time_to_seconds(str(ends)) - time.time()) / 86400
-        _ask(connection, server)
+        server.ask(route, context, _SECONDS)
     except ssl.SSLCertVerificationError as error:
         mends = {
             62: "the certificate lacks the address in --superlink; the operator makes one with it (--hosts)",
@@ -140,51 +136,25 @@ def _certificate(place: HospitalPlace, server: _Server) -> str:
         }
         other = "--root-certificates is not the CA of this server's certificate; ask the operator for ca.pem"
         raise _Trouble(error.verify_message or "not trusted", mends.get(error.verify_code, other)) from None
+    except TimeoutError:
+        found = f"{route.server} takes connections and does not answer within {_SECONDS:g} s"
+        raise _Trouble(found, "the server's front hangs: tell its operator") from None
     except OSError as error:
         raise _Trouble(f"no TLS there ({error.strerror or error})", "is this the front's port?") from None
     return f"of this CA, valid for {days:.0f} days more"
 
 
-def _ask(connection: http.client.HTTPConnection, server: _Server) -> str:
-    """Fetch the facts and the time; the empty text, as there is nothing to tell."""
-    try:
-        connection.request("GET", "/facts.json")
-        reply = connection.getresponse()
-        body = reply.read(10**6)
-    except http.client.HTTPException:
-        return ""
-    finally:
-        connection.close()
-    if reply.status == 400 and not isinstance(connection, http.client.HTTPSConnection):
-        raise _Trouble("it speaks TLS", "leave --insecure out; give --root-certificates and --private-key")
-    with suppress(TypeError, ValueError):  # no time, or none that can be read
-        server.ahead = time.time() - email.utils.parsedate_to_datetime(reply.headers["Date"]).timestamp()
-    if reply.status == 200:
-        with suppress(ValueError, RecursionError):
-            facts = json.loads(body)
-            server.facts = facts if _are_facts(facts) else None
-    return ""
-
-
-def _are_facts(found: object) -> bool:
-    """Whether the server's facts are of the form that `tempt server launch` writes."""
-    if not isinstance(found, dict):
-        return False
-    kinds = {"versions": dict, "code": str, "vocabulary": str | None, "keys": list, "bindings": list}
-    return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-
-
-def _clock(server: _Server) -> str:
+def _clock(server: Told) -> str:
     if server.ahead is None:
         return "the server told no time"
-    if not -_BEHIND < server.ahead < _AHEAD:
+    if server.clock_is_off():
         way = "ahead of" if server.ahead > 0 else "behind"
         found = f"{abs(server.ahead):.0f} s {way} the server's"
         raise _Trouble(found, "set the clock (NTP); signatures of other times are refused")
     return f"within {max(1.0, abs(server.ahead)):.0f} s of the server's"
 
 
-def _key(place: HospitalPlace, server: _Server) -> str:
+def _key(place: HospitalPlace, server: Told) -> str:
     if place.private_key is None:
         return "none: --insecure"
     public = public_key(place.private_key)
@@ -203,7 +173,7 @@ def _key(place: HospitalPlace, server: _Server) -> str:
     return f"{mark}, registered"
 
 
-def _versions(server: _Server) -> str:
+def _versions(server: Told) -> str:
     if server.facts is None:
         return "the server told none"
     own = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
@@ -215,7 +185,7 @@ def _versions(server: _Server) -> str:
     return ", ".join(f"{name} {version}" for name, version in own.items())
 
 
-def _code(server: _Server) -> str:
+def _code(server: Told) -> str:
     if server.facts is None:
         return "the server told none"
     own, theirs = code_digest(), printable(server.facts.get("code", ""), 64)
@@ -226,7 +196,7 @@ def _code(server: _Server) -> str:
     return f"{own[:12]}, the server's"
 
 
-def _records(place: HospitalPlace, server: _Server) -> str:
+def _records(place: HospitalPlace, server: Told) -> str:
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
         return f"raw tables of hospital {place.hospital}; records follow once hospitals agree on a vocabulary"

@@ -82,7 +82,8 @@ def check(
     )
     troubles = 0
     for finding in look(place):
-        tell(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
+        how = "skipped" if finding.skipped else "ok" if finding.well else "WRONG"
+        tell(f"{f'{how:<6} {finding.what}':<20} {finding.found}")
         if finding.mend:
             tell(f"{'':<21}-> {finding.mend}")
         troubles += not finding.well

@@ -8,32 +8,39 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import sys
+import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hospital_client import pinned_clientapp
+from hospital_client import flower_programs, pinned_clientapp
 from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
+from hospital_client.route import Route, Told
+from shared_model.addresses import Address, address_of, is_loopback
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory
+from shared_model.node_keys import fingerprint, public_key
+from shared_model.signs_of_life import LIMIT, Signs, touched
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 from shared_model.toml_value import toml_value
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
 _DELAY = 10.0
+_SIGNATURE = "the server refused the signature: it is another than before, or this machine's clock is off (5 s)"
 _REASONS = (
     (r"code: 2004", "the server does not know this key (yet), or still holds this hospital's lease (up to 60 s)"),
     (r"code: 2001", "the server wants a key: give --private-key"),
     (r"CERTIFICATE_VERIFY_FAILED", "the server's certificate is not of this CA: check --root-certificates"),
     (r"certificate is not valid for", "the server's certificate lacks the address that --superlink names"),
     (r"Exit Code: 302|Unable to parse the private key", "--private-key is no EC key in OpenSSH's format"),
-    (r"\b401\b|[Uu]nauthorized", "the server refused the signature: is this machine's clock right (5 s)?"),
+    (r"\b401\b|[Uu]nauthorized", _SIGNATURE),
+    (r"\b407\b", "the proxy wants a name and a password: http://NAME:PASSWORD@HOST:PORT"),
+    (r"timed out", "who listens at --superlink takes connections and does not answer"),
     (r"[Cc]onnection refused|unavailable|ConnectError", "nobody answers at --superlink"),
 )
 
@@ -61,12 +68,16 @@ class HospitalPlace:
     minimum_count: int = MINIMUM_COUNT
 
     @property
-    def host(self) -> str:
-        return self.superlink.rpartition(":")[0]
+    def address(self) -> Address:
+        return address_of(self.superlink, "--superlink")
 
-    @property
-    def port(self) -> int:
-        return int(self.superlink.rpartition(":")[2])
+    def route(self) -> Route:
+        """The way to the server.
+
+        Raises:
+            TemptError: the environment names a proxy that can't be used.
+        """
+        return Route.to(self.address)
 
     def check_options(self) -> None:
         """Refuse what no hospital can be launched with.
@@ -74,10 +85,9 @@ class HospitalPlace:
         Raises:
             TemptError: what was found, and what was expected.
         """
-        if not re.fullmatch(r"\S+:\d{1,5}", self.superlink) or not 0 < self.port < 65536:
-            raise TemptError(f"--superlink {self.superlink}: expected HOST:PORT")
+        address = self.address
         if self.root_certificates is None and self.private_key is None:
-            if self.host not in ("127.0.0.1", "localhost"):
+            if not is_loopback(address.host):
                 raise TemptError(
                     f"--superlink {self.superlink}: --insecure expects a server on the loopback, 127.0.0.1"
                 )
@@ -93,9 +103,10 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
     Raises:
         TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
-            or the address is none.
+            the address is none, or the environment names a proxy that can't be used.
     """
     place.check_options()
+    route = place.route()
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
     else:
@@ -106,35 +117,22 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     private_directory(place.state)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
-        _keep_running(place, say, until)
+        _keep_running(place, route, say, until)
 
 
-def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Callable[[], bool]) -> None:
-    config: dict[str, str | int] = {
-        "hospital-id": place.hospital,
-        "raw" if place.is_raw else "partition": str(place.partition.absolute()),
-        "minimum-count": place.minimum_count,
-        "folder": str(place.state.absolute()),
-    }
-    command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", place.superlink]
-    if place.root_certificates is None or place.private_key is None:
-        command.append("--insecure")
-    else:
-        command += ["--root-certificates", str(place.root_certificates.absolute())]
-        command += ["--auth-supernode-private-key", str(place.private_key.absolute())]
-    command += ["--host", "127.0.0.1", "--port", str(free_port())]
-    command += ["--node-config", " ".join(f"{name}={toml_value(value)}" for name, value in config.items())]
+def _keep_running(place: HospitalPlace, route: Route, say: Callable[[str], None], until: Callable[[], bool]) -> None:
     home = place.state.absolute() / "flower"
     refused = home / "refused.txt"
-    pinned_clientapp.install(home / "bin")
-    environment = flower_environment(home, home / "bin") | {pinned_clientapp.REFUSED: str(refused)}
-    node = Kept("supernode", command, environment, place.state / "supernode.log", delay=_DELAY)
+    node = _supernode(place, route, home, refused)
     said = ""
     left = _Ledger(place.state / "egress" / f"{place.hospital}.jsonl")
     with ended_together([node]):
-        say(f"hospital {place.hospital}: serving {place.superlink}; log in {node.log}")
-        if not _answers(place):
-            say(f"hospital {place.hospital}: nobody answers at {place.superlink} yet; trying again until someone does")
+        say(
+            f"hospital {place.hospital}: serving {route.server} (proxy: {route}); log in {node.log}; started again "
+            f"whenever it ends, or after {LIMIT:g} s without a heartbeat that the server acknowledges while it answers"
+        )
+        if not _answers(route):
+            say(f"hospital {place.hospital}: nobody answers at {route.server} yet; trying again until someone does")
         while not until():
             status = node.keep()
             why = None
@@ -144,9 +142,11 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
                 )
                 refused.unlink()
             elif status is not None:
-                ended = node.last_words(reason) or f"exit status {status}"
-                why = f"its SuperNode ended: {ended}; trying again every {_DELAY:g} s"
-            if why is not None and why != said:
+                ended = node.last_words(reason)
+                if ended in (None, _SIGNATURE):
+                    ended = _refusal(place, route) or ended
+                why = f"its SuperNode {node.last_end}{f': {ended}' if ended else ''}; trying again every {_DELAY:g} s"
+            if why is not None and (why != said or not node.short_lives):
                 said = why
                 say(f"hospital {place.hospital}: {why}")
             for line in left.new_lines():
@@ -155,12 +155,65 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
             time.sleep(0.2)
 
 
-def _answers(place: HospitalPlace) -> bool:
+def _supernode(place: HospitalPlace, route: Route, home: Path, refused: Path) -> Kept:
+    """The hospital's SuperNode, not yet started.
+
+    Args:
+        refused: where a refusal of the server's code is told.
+    """
+    config: dict[str, str | int] = {
+        "hospital-id": place.hospital,
+        "raw" if place.is_raw else "partition": str(place.partition.absolute()),
+        "minimum-count": place.minimum_count,
+        "folder": str(place.state.absolute()),
+    }
+    heartbeat, polled = home / "heartbeat", home / "polled"
+    command = flower_programs.command(flower_programs.SUPERNODE, heartbeat)
+    command += ["--superlink", str(route.server)]
+    if place.root_certificates is None or place.private_key is None:
+        command.append("--insecure")
+    else:
+        command += ["--root-certificates", str(place.root_certificates.absolute())]
+        command += ["--auth-supernode-private-key", str(place.private_key.absolute())]
+    command += ["--host", "127.0.0.1", "--port", str(free_port())]
+    command += ["--node-config", " ".join(f"{name}={toml_value(value)}" for name, value in config.items())]
+    pinned_clientapp.install(home / "bin")
+    flower_programs.install(home / "bin", polled)
+    told = {pinned_clientapp.REFUSED: str(refused), pinned_clientapp.AT_WORK: str(home / "at-work")}
+    environment = flower_environment(home, home / "bin") | told
+    signs = [
+        Signs(
+            "no heartbeat that the server acknowledged",
+            touched(heartbeat),
+            excused=lambda: not route.serves(place.root_certificates),
+        ),
+        Signs("its SuperExec did not ask for work", touched(polled)),
+    ]
+    return Kept(
+        "supernode", command, route.environment(environment), place.state / "supernode.log", delay=_DELAY, signs=signs
+    )
+
+
+def _answers(route: Route) -> bool:
     try:
-        socket.create_connection((place.host, place.port), timeout=5).close()
+        route.connect(5.0).close()
     except OSError:
         return False
     return True
+
+
+def _refusal(place: HospitalPlace, route: Route) -> str | None:
+    """Why the server refuses the hospital's signature, where it tells enough to say so."""
+    if place.root_certificates is None or place.private_key is None:
+        return None
+    told = Told()
+    with suppress(OSError):
+        told.ask(route, ssl.create_default_context(cafile=str(place.root_certificates)), 5.0)
+    if told.clock_is_off():
+        return f"the server refuses this machine's signatures: its clock is {told.ahead:+.0f} s off; set it (NTP)"
+    if told.facts is not None and fingerprint(public_key(place.private_key)) not in told.facts["keys"]:
+        return "this server does not know the hospital's key: send key.pub to its operator (`tempt server register`)"
+    return None
 
 
 class _Ledger:
@@ -186,6 +239,8 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     kind = f"round {entry['round']}" if numbered else str(entry["kind"]).replace("_", " ")
     if "error" in entry.get("texts", {}):
         return f"could not answer {kind}: {entry['texts']['error']}; supernode.log says more"
+    if numbered and not entry["arrays"]:  # it comes with the next round's number
+        return f"answered with the score of round {entry['round'] - 1}"
     return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"
 
 

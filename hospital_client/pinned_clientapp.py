@@ -6,15 +6,19 @@ the installed packages, file by file, before any of it is unpacked or imported.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import io
 import os
 import shlex
 import shutil
+import signal
 import sys
+import time
 import tomllib
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,11 @@ from shared_model.shipped_code import CLIENT_APP, shipped_files
 
 REFUSED = "TEMPT_REFUSED"
 """The environment variable that names the file in which a refusal is told to `tempt hospital launch`."""
+
+
+AT_WORK = "TEMPT_AT_WORK"
+"""The environment variable that names the file by which one process of a hospital works at a time."""
+_LEAVES_WITHIN, _ENDS_WITHIN = 10.0, 40.0  # seconds: of one that has answered, and of one that is killed after them
 
 
 class OtherCode(Exception):
@@ -87,8 +96,37 @@ def install(folder: Path) -> None:
     path.chmod(0o700)
 
 
+def work_alone(path: Path) -> int:
+    """Be the one process that works for the hospital, until it ends: the descriptor of the file that says so.
+
+    SuperNode gives one message at a time to a process. One that is still there was given up, as it was stopped; it is
+    killed, as it would go on with an older message's work beside ours.
+
+    Raises:
+        TimeoutError: the system does not end it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    began = time.monotonic()
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        waited = time.monotonic() - began
+        if waited > _ENDS_WITHIN:
+            raise TimeoutError(f"{path}: an older process of this hospital can't be ended")
+        if waited > _LEAVES_WITHIN:
+            with suppress(ValueError, ProcessLookupError):  # it has just ended
+                os.kill(int(os.pread(descriptor, 20, 0)), signal.SIGKILL)
+        time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
 def main() -> None:
     """Run Flower's ClientApp process, with the check before the app is unpacked."""
+    if AT_WORK in os.environ:
+        work_alone(Path(os.environ[AT_WORK]))
     from flwr.supernode.cli import flwr_clientapp
 
     # Flower has no place for this check of its own

@@ -5,6 +5,7 @@ The control side of Flower has no login; it is reached on the loopback alone.
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import subprocess
@@ -23,6 +24,7 @@ from shared_model.toml_value import toml_value
 
 _NAME = "tempt"
 _SECONDS = 120.0
+_SHORT_SECONDS = 30.0  # for what changes nothing and is asked again
 _IN_USE = "Public key already in use"
 
 
@@ -77,9 +79,11 @@ class Control:
             context, scheme = None, "http"
             if self.certificates is not None:
                 context, scheme = ssl.create_default_context(cafile=str(self.certificates)), "https"
-            with urllib.request.urlopen(f"{scheme}://{self.address}/health", context=context, timeout=5) as reply:
+            # it is on this machine: whatever proxy the environment names is another's way
+            ways = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
+            with urllib.request.build_opener(*ways).open(f"{scheme}://{self.address}/health", timeout=5) as reply:
                 return bool(reply.status == 200)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def register(self, public: Path, hospital: int) -> str | None:
@@ -107,9 +111,16 @@ class Control:
             raise TemptError(f"node {node}: could not be unregistered: {_text(done)}")
 
     def nodes(self) -> dict[str, str]:
-        """What Flower says of each registered node, by its number: registered, online or offline."""
-        found = _json(self._flwr(["supernode", "list", _NAME]))
-        states = {str(row["node-id"]): str(row["status"]) for row in found.get("nodes", [])}
+        """What Flower says of each registered node, by its number: registered, online or offline.
+
+        Raises:
+            TemptError: the SuperLink does not answer now.
+        """
+        done = self._flwr(["supernode", "list", _NAME], seconds=_SHORT_SECONDS)
+        found = _json(done)
+        if "nodes" not in found:
+            raise TemptError(f"{self.address}: the SuperLink does not tell its nodes; try again: {_text(done)}")
+        states = {str(row["node-id"]): str(row["status"]) for row in found["nodes"]}
         return {node: state for node, state in states.items() if state not in ("unregistered", "deleted")}
 
     def submit(self, app: Path) -> str:
@@ -127,17 +138,19 @@ class Control:
 
     def status_of(self, run: str) -> str | None:
         """What Flower says of a run; None while the SuperLink does not answer."""
-        found = _json(self._flwr(["list", _NAME, "--run-id", run]))
+        if not self.answers():  # a stopped one would be waited for
+            return None
+        found = _json(self._flwr(["list", _NAME, "--run-id", run], seconds=_SHORT_SECONDS))
         return next((str(row["status"]) for row in found.get("runs", [])), None)
 
-    def _flwr(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _flwr(self, arguments: Sequence[str], *, seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
         command = [program("flwr"), *arguments, "--format", "json"]
         try:
             return subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+                command, env=self.environment, capture_output=True, text=True, timeout=seconds, check=False
             )
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, 1, "", f"no answer within {_SECONDS:g} s")
+            return subprocess.CompletedProcess(command, 1, "", f"no answer within {seconds:g} s")
 
 
 def _json(done: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:

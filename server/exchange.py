@@ -246,9 +246,22 @@ def is_missing(reply: Message | None) -> bool:
     return reply is None or (reply.has_error() and reply.error.code < HOSPITALS_ERROR)
 
 
+_FLOWERS = {
+    3: "it was not there before the message's time was over",
+    4: "its reply was gone before it was fetched",
+    5: "it went away: no heartbeat of its SuperNode came for a minute",
+    8: "the process of its work was stopped or killed before it answered",
+}
+
+
 def error_of(reply: Message) -> str:
-    """What an error says, on one line."""
-    return printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split()), 200)
+    """What an error says, on one line; in our words what Flower tells of a hospital that said nothing itself."""
+    words = _FLOWERS.get(reply.error.code)
+    return (
+        words
+        if words is not None
+        else printable(" ".join(f"error {reply.error.code}: {reply.error.reason or ''}".split()), 200)
+    )
 
 
 def metrics_of(reply: Message, expected: Hospital) -> MetricRecord:

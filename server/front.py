@@ -5,23 +5,28 @@ Whoever reaches the rest of Flower's port may submit code and stop runs, so nobo
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.keys import CA, CERTIFICATE, KEY
+from shared_model.addresses import ALL, Address, address_of, host_of
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, read_json, write_text
+from shared_model.signs_of_life import LIMIT, Signs
 from shared_model.supervision import Kept, ended_together
 
 FACTS = "facts.json"
 """The page on which the front tells versions and digests, for `tempt hospital check`."""
+_ANSWER_SECONDS = 5.0
 _ASK_SECONDS = 5.0  # a container that was started again has another address
 
 
@@ -61,7 +66,25 @@ class FrontPlace:
         self.configure()
         own = self.own.absolute()
         command = [nginx, "-p", str(own), "-c", str(own / "front.conf"), "-g", "daemon off;"]
-        return Kept("front", command, os.environ, self.own / "logs" / "front.log")
+        signs = [Signs("its page of facts did not come, or not as it is now", self.answers)]
+        return Kept("front", command, os.environ, self.own / "logs" / "front.log", signs=signs)
+
+    def answers(self) -> bool:
+        """Whether nginx tells the facts as they are now; a stopped one takes connections all the same."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # hospitals look at its certificate
+        connection = http.client.HTTPSConnection(
+            ALL.get(self.host, self.host), self.port, timeout=_ANSWER_SECONDS, context=context
+        )
+        try:
+            connection.request("GET", f"/{FACTS}")
+            reply = connection.getresponse()
+            found = json.loads(reply.read()) if reply.status == 200 else None
+            return bool(found == (read_json(self.facts) if self.facts.is_file() else None))
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def configure(self) -> None:
         """Write nginx's configuration."""
@@ -85,18 +108,23 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         until: asked now and then; True ends it.
 
     Raises:
-        TemptError: nginx is not installed, or the keys are incomplete.
+        TemptError: nginx is not installed, the keys are incomplete, or an address is none.
     """
+    place = replace(place, host=host_of(place.host, "--host"), link=str(address_of(place.link, "--link")))
     front = place.process()
     addresses, asked = _addresses(place.link), time.monotonic()
     said: int | None = None
     with ended_together([front]):
-        say(f"the front listens at {place.host}:{place.port} and passes {place.link}; log in {front.log}")
+        say(
+            f"the front listens at {Address(place.host, place.port)} and passes {place.link}; log in {front.log}; "
+            f"killed and started again after {LIMIT:g} s in which it does not answer"
+        )
         while not until():
             status = front.keep()
-            if status not in (None, said):  # not once a second while the SuperLink's name is not known
+            # not once a second while the SuperLink's name is not known
+            if status is not None and (status != said or not front.short_lives):
                 said = status
-                say(f"nginx ended with status {status}; it is started again until it stays; {front.log} says why")
+                say(f"nginx {front.last_end}; it is started again until it stays; {front.log} says why")
             if time.monotonic() - asked >= _ASK_SECONDS:
                 asked, found = time.monotonic(), _addresses(place.link) or addresses
                 if found != addresses and front.pid is not None:  # nginx asks for a name only when it is configured
@@ -108,9 +136,10 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
 
 def _addresses(link: str) -> frozenset[str]:
     """What the SuperLink's name stands for now: nginx asks only when it reads its configuration."""
-    host, _, port = link.rpartition(":")
+    place = address_of(link, "--link")
     try:
-        return frozenset(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        return frozenset(str(one[4][0]) for one in found)
     except OSError:
         return frozenset()
 
@@ -142,7 +171,7 @@ http {{
   uwsgi_temp_path {quoted(own / "front-unused")};
   scgi_temp_path {quoted(own / "front-unused")};
   server {{
-    listen {place.host}:{place.port} ssl;
+    listen {Address(place.host, place.port)} ssl{" ipv6only=off" if place.host == "::" else ""};
     ssl_certificate {quoted(keys / CERTIFICATE)};
     ssl_certificate_key {quoted(keys / KEY)};
     ssl_protocols TLSv1.2 TLSv1.3;

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shared_model.addresses import ALL, host_of
+from shared_model.errors import TemptError
 from shared_model.files import new_directory
 
 MARK = "ca.pem"
@@ -35,11 +37,13 @@ def make_keys(directory: Path, hosts: Sequence[str], hospitals: Sequence[int], *
     """Write a network's keys and certificates.
 
     Args:
-        hosts: every name and address by which hospitals reach the server; 127.0.0.1 and localhost are always there.
+        hosts: every name and address by which hospitals reach the server, `*.example.org` for names of a domain;
+            127.0.0.1 and localhost are always there.
 
     Raises:
-        TemptError: the place is taken or can't be written to.
+        TemptError: a host is none, or the place is taken or can't be written to.
     """
+    hosts = [_host(host) for host in hosts]
     with new_directory(directory, mark=MARK, force=force) as place:
         ca_key, ca = _authority()
         key, certificate = _server(ca_key, ca, hosts)
@@ -62,6 +66,40 @@ def make_keys(directory: Path, hosts: Sequence[str], hospitals: Sequence[int], *
             public = own.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
             (folder / "key.pub").write_bytes(public + b"\n")
         (place / "README.txt").write_text(_README, encoding="utf-8")
+
+
+def check_named(keys: Path, host: str) -> None:
+    """Refuse a certificate without the address by which the server's own processes reach the SuperLink.
+
+    Raises:
+        TemptError: so it is, or the file holds no certificate.
+    """
+    path = keys / CERTIFICATE
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return  # a name, which may stand there as one of a domain's
+    named: list[ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    try:
+        extensions = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+        alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        named = alternatives.get_values_for_type(x509.IPAddress)
+    except ValueError as error:
+        raise TemptError(f"{path}: holds no certificate in PEM ({error})") from None
+    except x509.ExtensionNotFound:
+        pass
+    if address not in named:
+        raise TemptError(f"{path}: lacks {host}, by which the server's own processes reach it; make one with --hosts")
+
+
+def _host(text: str) -> str:
+    """A host as a certificate names it; a domain's names have a star in the place of their first part."""
+    if text.startswith("*.") and "." in text[2:]:
+        return f"*.{host_of(text[2:], '--hosts')}"
+    found = host_of(text, "--hosts")
+    if found in ALL:
+        raise TemptError(f"--hosts {found}: is where a server listens; expected what hospitals reach it by")
+    return found
 
 
 def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

@@ -10,21 +10,24 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from server import superexec
 from server.control import Control, program
 from server.front import FrontPlace, check_keys
-from server.keys import CA, CERTIFICATE, KEY, SECRET
+from server.keys import CA, CERTIFICATE, KEY, SECRET, check_named
 from server.network import Network, facts_file, own_folder
 from server.run_config import RUN_CONFIG
 from server.told import STATUS
 from shared_model import run_directory
+from shared_model.addresses import ALL, Address, address_of, host_of, is_loopback
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.files import locked, private_directory, read_json, write_text
 from shared_model.results import RESULTS
 from shared_model.shipped_code import CLIENT_APP, SERVER_APP, shipped_files
+from shared_model.signs_of_life import LIMIT, Signs, touched
 from shared_model.supervision import Kept, ended_together, free_port
 from shared_model.toml_value import toml_value
 from shared_model.vocabulary import read_vocabulary
@@ -33,7 +36,6 @@ _READY_SECONDS = 120.0
 _ASK_SECONDS = 15.0  # asking Flower costs a process and two seconds of it
 _SHORT_LIVES = 10  # of a process that is kept running, in a row
 _LOST_RUNS = 5  # a ServerApp that died is started again so often
-_LOOPBACK = ("127.0.0.1", "localhost")
 Say = Callable[[str], None]
 
 
@@ -60,9 +62,8 @@ class ServerPlace:
 
     def control(self) -> Control:
         """The SuperLink's, at an address that this machine's own processes reach."""
-        host = "127.0.0.1" if self.front or self.host == "0.0.0.0" else self.host
-        port = free_port() if self.front else self.port
-        return Control(self.own / "flower", f"{host}:{port}", None if self.keys is None else self.keys / CA)
+        link = Address("127.0.0.1", free_port()) if self.front else Address(ALL.get(self.host, self.host), self.port)
+        return Control(self.own / "flower", str(link), None if self.keys is None else self.keys / CA)
 
 
 def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[str, Any]:
@@ -75,9 +76,12 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         TooFewHospitals: the run ended below its quorum.
         TemptError: the keys are incomplete, a program is missing, or the run ended by a user's mistake.
     """
+    place = replace(place, host=host_of(place.host, "--host"))
     if place.keys is not None:
         check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
-    elif place.host not in _LOOPBACK or place.front:
+        if not place.front:
+            check_named(place.keys, ALL.get(place.host, place.host))
+    elif not is_loopback(place.host) or place.front:
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
     from server.run_options import options_of  # it needs Flower
 
@@ -108,9 +112,14 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
     given = {"out": str(place.run.absolute()), "status-file": str(status.absolute())}
     app = _app_folder(place.own / "app", RUN_CONFIG | dict(run_config) | given)
     inner, front = _processes(place, control), _front(place, control)
+    apps = inner[-1]  # SuperExec, which starts them
     outer = [front.process()] if front is not None else []
     kept = [*inner, *outer]
     with ended_together(kept):
+        say(
+            f"{', '.join(process.name for process in kept)}: kept running; each is killed and started again after "
+            f"{LIMIT:g} s without a sign of life"
+        )
         say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {inner[0].log}")
         _until(control.answers, inner, "the SuperLink answers", say)
         if place.keys is not None:
@@ -120,7 +129,7 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
         if front is not None:  # only now, so that it knows every key from the first
             front.configure()
             _until(lambda: _listens(place), kept, "the front listens", say)
-        say(f"hospitals reach the server at {place.host}:{place.port}; waiting for {run_config['hospitals']}")
+        say(f"hospitals reach the server at {Address(place.host, place.port)}; waiting for {run_config['hospitals']}")
 
         def keep() -> None:
             for process in kept:
@@ -129,6 +138,7 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
                 front.renew(outer[0])
 
         for attempt in range(_LOST_RUNS):
+            _until(control.answers, kept, "the SuperLink answers", say)
             status.unlink(missing_ok=True)
             last = _watch(control, control.submit(app), keep, status, say)
             ended = read_json(status)["ended"] if status.exists() else None
@@ -137,17 +147,19 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
             if ended is not None:
                 kind = TooFewHospitals if ended["status"] == TooFewHospitals.status else TemptError
                 raise kind(str(ended["error"]))
+            apps.restart()  # a ServerApp that Flower gave up, as it was stopped, would go on beside the next
             say(f"the run was lost ({last}); it goes on from its last round ({attempt + 1} of {_LOST_RUNS})")
     raise TemptError(f"{place.own / 'logs'}: the run was lost {_LOST_RUNS} times; the logs say why")
 
 
 def _processes(place: ServerPlace, control: Control) -> list[Kept]:
     logs, environment = place.own / "logs", control.environment
-    host, port = control.address.rsplit(":", 1)
-    superlink = [program("flower-superlink"), "--host", host if place.front else place.host, "--port", port]
+    link, asked = address_of(control.address, "the SuperLink"), place.own / "flower" / "superexec-asked"
+    host = link.host if place.front else place.host
+    superlink = [program("flower-superlink"), "--host", host, "--port", str(link.port)]
     superlink += ["--database", str((place.own / "superlink.db").absolute()), "--isolation", "process"]
     superlink += ["--disable-runtime-dependency-installation"]
-    superexec = [program("flower-superexec"), "--runtime-api-address", control.address, *control.trust()]
+    executor = [*superexec.command(asked), "--runtime-api-address", control.address, *control.trust()]
     if place.keys is None:
         superlink.append("--insecure")
     else:
@@ -155,10 +167,13 @@ def _processes(place: ServerPlace, control: Control) -> list[Kept]:
         secret = ["--superexec-auth-secret-file", str(keys / SECRET)]
         superlink += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
         superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth", *secret]
-        superexec += secret
+        executor += secret
+    answers = Signs("its page of health did not come", control.answers)
+    # without the SuperLink it can't ask
+    asks = Signs("it did not ask for work", touched(asked), excused=lambda: not control.answers())
     return [
-        Kept("superlink", superlink, environment, logs / "superlink.log"),
-        Kept("superexec", superexec, environment, logs / "superexec.log"),
+        Kept("superlink", superlink, environment, logs / "superlink.log", signs=[answers]),
+        Kept("superexec", executor, environment, logs / "superexec.log", signs=[asks], children_stay=True),
     ]
 
 
@@ -194,7 +209,7 @@ clientapp = "{CLIENT_APP}"
 
 def _listens(place: ServerPlace) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1" if place.host == "0.0.0.0" else place.host, place.port), timeout=5):
+        with socket.create_connection((ALL.get(place.host, place.host), place.port), timeout=5):
             return True
     except OSError:
         return False
@@ -212,7 +227,7 @@ def _keep(process: Kept, say: Say) -> None:
     if process.short_lives >= _SHORT_LIVES:
         raise TemptError(f"{process.log}: {process.name} ended {process.short_lives} times in a row; the log says why")
     say(
-        f"{process.name} ended (exit status {status}) and is started again; short lives in a row, at most "
+        f"{process.name} {process.last_end} and is started again; short lives in a row, at most "
         f"{_SHORT_LIVES}: {process.short_lives}"
     )
 

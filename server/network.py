@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +111,20 @@ class Network:
             self.publish(read_json(path)["vocabulary"])
 
     def status(self) -> tuple[bool, dict[str, dict[str, Any]], list[str], dict[str, Any] | None]:
-        """Whether the server runs, each hospital's part, the lines that the run has told, and how it has ended."""
-        path = self.own / STATUS
+        """Whether the server answers, each hospital's part, the lines that the run has told, and how it has ended."""
+        running = self.control.answers()
+        online: dict[str, str] | None = None
+        with suppress(TemptError):
+            online = self.control.nodes() if running else None
+        path = self.own / STATUS  # read last: a run that ends meanwhile has ended
         told: Mapping[str, Any] = read_json(path) if path.exists() else {"hospitals": {}, "lines": []}
-        online = self.control.nodes() if self.control.answers() else None
         rows: dict[str, dict[str, Any]] = {}
         known = self.registered()
         for hospital in sorted(known.keys() | told["hospitals"].keys(), key=int):
             part = dict(told["hospitals"].get(hospital, {}))
             node = str(part.get("node") or known.get(hospital, {}).get("node", ""))
-            rows[hospital] = part | {"state": online.get(node, "unknown") if online is not None else "unknown"}
-        return online is not None, rows, list(told["lines"]), told.get("ended")
+            rows[hospital] = part | {"state": "-" if online is None else online.get(node, "offline")}
+        return running, rows, list(told["lines"]), told.get("ended")
 
 
 def own_folder(run: Path) -> Path:

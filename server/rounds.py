@@ -176,7 +176,7 @@ class _Rounds:
             try:
                 answer = self._checked(reply, expected, trains=hospital in asked, scores=scoring)
             except Rejected as why:
-                part.rejected.append(f"round {number}: {why}")
+                part.rejected.append(f"{doing}: {why}")
                 why_not[hospital] = str(why)
                 continue
             part.bytes_from_hospital += size_of(reply.content)
@@ -190,7 +190,7 @@ class _Rounds:
                     # SCAFFOLD: c moves by the hospitals' share of all records
                     control[name] += array.astype(np.float64) * (expected.train / self._records)
         for hospital, reason in why_not.items():
-            plan.told.say(f"round {number}: hospital {hospital} is left out: {reason}")
+            plan.told.say(f"{doing}: hospital {hospital} is left out: {reason}")
         why_below, needed = None, federation.needed(self._drawn)
         if asked and len(taken) < needed:
             who = next((f"hospital {h}: {why}" for h, why in why_not.items() if h in asked), "no others take part")

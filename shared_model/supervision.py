@@ -15,9 +15,12 @@ from pathlib import Path
 
 from shared_model.errors import TemptError
 from shared_model.files import private_directory
+from shared_model.proxies import without_proxies
+from shared_model.signs_of_life import Signs
 
 _ENDS_WITHIN = 8.0  # seconds from SIGTERM to SIGKILL
 _SHORT_LIFE = 30.0  # seconds
+_LAST_WORDS = 65536  # bytes
 _GUARD = """import os, signal, sys
 sessions = set()
 for line in sys.stdin:
@@ -31,24 +34,39 @@ for session in sessions:  # whoever kept them was killed
 
 
 class Kept:
-    """A process that is started again when it ends.
+    """A process that is started again when it ends, and ended when it shows no sign of life.
 
     Args:
         delay: seconds before it is started again.
+        signs: of all of these there must be some.
+        children_stay: what it has started does not end with it.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path, *, delay: float = 1.0
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        delay: float = 1.0,
+        signs: Sequence[Signs] = (),
+        children_stay: bool = False,
     ) -> None:
         self.name, self.log = name, log
         self._command, self._environment, self._delay = list(command), dict(environment), delay
+        self._signs, self._children_stay = list(signs), children_stay
+        self._sessions: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._again_at = 0.0
         self._tell: Callable[[str], None] = _nobody
         self._started = 0.0
+        self._log_from = 0
         self.starts = 0
         self.short_lives = 0
         """Ends in a row, each soon after its start."""
+        self.last_end = ""
+        """How it ended last, in words."""
 
     @property
     def pid(self) -> int | None:
@@ -58,32 +76,65 @@ class Kept:
         """Start it if it is not there and its delay is over; the exit status of one that has just ended."""
         ended = None
         if self._process is not None:
-            ended = self._process.poll()
+            ended = self._ended(self._process)
             if ended is None:
                 return None
-            self._tell_guard("-")
             self._process = None
             self._again_at = time.monotonic() + self._delay
             self.short_lives = self.short_lives + 1 if time.monotonic() - self._started < _SHORT_LIFE else 0
+            if not self._children_stay:
+                self._end_sessions()
         if time.monotonic() >= self._again_at:
-            private_directory(self.log.parent)
-            with self.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )  # fmt: skip
-            self._tell_guard("+")
-            self._started = time.monotonic()
-            self.starts += 1
+            self._start()
         return ended
+
+    def _start(self) -> None:
+        private_directory(self.log.parent)
+        with self.log.open("ab") as log:
+            self._log_from = log.tell()
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self._sessions = [*filter(_lives, self._sessions), self._process.pid]
+        self._tell(f"+{self._process.pid}\n")
+        self._started = time.monotonic()
+        self.starts += 1
+        for signs in self._signs:
+            signs.begin()
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Its exit status, also of one that is killed now as it shows no sign of life."""
+        status = process.poll()
+        if status is not None:
+            self.last_end = f"ended (exit status {status})"
+            return status
+        for signs in self._signs:
+            limit = signs.missing()
+            if limit is not None:
+                process.kill()  # nothing else ends one that is stopped
+                self.last_end = f"showed no sign of life for {limit:g} s ({signs.what}) and was killed"
+                return process.wait()
+        return None
+
+    def restart(self) -> None:
+        """End it at once with all that it has started, also before it was itself started again; it begins anew."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._end_sessions()
 
     def guarded_by(self, tell: Callable[[str], None]) -> None:
         """Name every process to a guard, which ends it should this one be killed."""
         self._tell = tell
 
-    def _tell_guard(self, sign: str) -> None:
-        if self._process is not None:
-            self._tell(f"{sign}{self._process.pid}\n")
+    def _end_sessions(self) -> None:
+        for session in self._sessions:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(session, signal.SIGKILL)
+            self._tell(f"-{session}\n")
+        self._sessions.clear()
 
     def end(self) -> None:
         """Ask it to end; its children with it."""
@@ -91,25 +142,31 @@ class Kept:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, until: float) -> None:
-        """Wait until it has ended, then end what is left of its session."""
-        if self._process is None:
-            return
-        try:
-            self._process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._tell_guard("-")
+        """Wait until it has ended, then end what is left of its sessions."""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.0, until - time.monotonic()))
+        self.restart()
 
     def last_words(self, pattern: Callable[[str], str | None]) -> str | None:
-        """What the pattern finds in the latest lines of its log, the last one first."""
+        """What the pattern finds in the latest lines of its log since its last start, the last one first."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()[-40:]
+            with self.log.open("rb") as log:
+                log.seek(max(self._log_from, log.seek(0, os.SEEK_END) - _LAST_WORDS))
+                lines = log.read().decode(errors="replace").splitlines()[-40:]
         except OSError:
             return None
         return next((found for line in reversed(lines) if (found := pattern(line)) is not None), None)
+
+
+def _lives(session: int) -> bool:
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _nobody(line: str) -> None:
@@ -151,7 +208,7 @@ def free_port() -> int:
 
 
 def flower_environment(home: Path, *first: Path) -> dict[str, str]:
-    """The environment of every process of Flower's: all it writes in one folder, and nobody called outside.
+    """The environment of every process of Flower's: all it writes in one folder, and nobody called outside, no proxy.
 
     Args:
         first: folders whose programs come before Flower's, which are those beside this Python.
@@ -167,7 +224,7 @@ def flower_environment(home: Path, *first: Path) -> dict[str, str]:
         )
     private_directory(home)
     folders = [*map(str, first), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    return os.environ | {
+    return without_proxies(os.environ) | {
         "PATH": os.pathsep.join(folders),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 import time
@@ -34,6 +35,7 @@ class Front:
     facts: dict[str, Any] | None
     ahead: float = 0.0  # of its clock
     port: int = 0
+    away: bool = False  # the SuperLink behind it
     keys: Path = field(default_factory=Path)
 
 
@@ -42,7 +44,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = json.dumps(self.front.facts).encode()
-        self.send_response_only(200 if self.front.facts is not None and self.path == "/facts.json" else 403)
+        told = self.front.facts is not None and self.path == "/facts.json"
+        self.send_response_only(200 if told else 502 if self.front.away else 403)
         self.send_header("Date", formatdate(time.time() + self.front.ahead, usegmt=True))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -105,7 +108,7 @@ def test_where_all_is_well_nothing_is_to_mend_and_nothing_is_written(place: Hosp
 def test_a_name_that_is_none_stops_what_needs_the_server_and_no_more(place: HospitalPlace) -> None:
     found = wrong(replace(place, superlink="no-such-host.invalid:8443"))
     assert "has no address" in found["name"].found and found["name"].mend
-    assert {what for what, finding in found.items() if "not looked at" in finding.found} == {
+    assert {what for what, finding in found.items() if finding.skipped} == {
         *("port", "certificate", "clock", "versions", "code"),
     }
     assert "records" not in found and "disk" not in found
@@ -125,7 +128,6 @@ def test_a_certificate_of_another_ca_and_one_without_the_address(place: Hospital
     with pytest.MonkeyPatch.context() as patched:
         connect = check.socket.create_connection
         patched.setattr(check.socket, "create_connection", lambda at, *a, **k: connect(("127.0.0.1", at[1]), *a, **k))
-        patched.setattr(check.http.client.socket, "create_connection", check.socket.create_connection)
         assert "--hosts" in wrong(replace(place, superlink=address))["certificate"].mend
 
 
@@ -244,10 +246,32 @@ def test_the_command_prints_a_line_each_and_ends_with_2_where_something_is_wrong
     options += ["--root-certificates", str(place.root_certificates), "--private-key", str(place.private_key)]
     assert tempt(["hospital", "check", *options, "--hospital-id", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 10 and lines[-1].startswith("Hospital 8 can be")
+    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 11 and lines[-1].startswith("Hospital 8 can be")
     assert tempt(["hospital", "check", *options, "--hospital-id", "8", "--minimum-count", "2"]) == 0, "as launch has it"
     capsys.readouterr()
     assert tempt(["hospital", "check", *options, "--hospital-id", "9"]) == 2
     assert "WRONG  records" in capsys.readouterr().out
     assert tempt(["hospital", "check", *options, "--hospital-id", "8", "--insecure"]) == 2
     assert "leave out --root-certificates" in capsys.readouterr().err
+
+
+def test_what_was_not_looked_at_is_said_to_be_skipped_and_the_rest_is_looked_at(
+    place: HospitalPlace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--superlink", "127.0.0.1:9", "--partition", str(place.partition), "--state", str(place.state)]
+    options += ["--root-certificates", str(place.root_certificates), "--private-key", str(place.private_key)]
+    assert tempt(["hospital", "check", *options, "--hospital-id", "8"]) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    how = {line[7:20].strip(): line[:7].strip() for line in lines}
+    assert [what for what, found in how.items() if found == "WRONG"] == ["port"]
+    assert [what for what, found in how.items() if found == "skipped"] == ["certificate", "clock", "versions", "code"]
+    assert all(line[20] == " " and line[21] != " " for line in lines), "in columns"
+
+
+def test_a_server_that_takes_connections_and_does_not_answer(
+    place: HospitalPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        found = wrong(replace(place, superlink=f"127.0.0.1:{frozen.getsockname()[1]}"))
+    assert "does not answer within 0.3 s" in found["certificate"].found

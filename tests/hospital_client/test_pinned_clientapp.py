@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import stat
 import subprocess
+import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -15,10 +18,11 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
 
 from hospital_client import pinned_clientapp
-from hospital_client.pinned_clientapp import OtherCode, check_code, unpacked
+from hospital_client.pinned_clientapp import OtherCode, check_code, unpacked, work_alone
 from server.launch import _app_folder
 from server.run_config import RUN_CONFIG
 from shared_model.shipped_code import code_digest, shipped_files
+from tests.sim.consortium import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's packing
 
@@ -115,3 +119,37 @@ def test_the_command_on_the_path_is_this_module(tmp_path: Path) -> None:
     done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and "--token" in done.stdout, done.stderr
     assert "hospital_client.pinned_clientapp" in command.read_text()
+
+
+def test_one_process_works_for_a_hospital_and_a_stopped_one_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "at-work"
+    code = f"""
+import pathlib, time
+from hospital_client.pinned_clientapp import work_alone
+work_alone(pathlib.Path({str(path)!r}))
+print("at work", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as older:
+        assert older.stdout is not None and older.stdout.readline() == "at work\n"
+        older.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(pinned_clientapp, "_LEAVES_WITHIN", 0.2)
+        descriptor = work_alone(path)
+        assert older.wait(60) == -signal.SIGKILL
+        assert path.read_text() == str(os.getpid())
+        monkeypatch.setattr(pinned_clientapp, "_LEAVES_WITHIN", 600.0)
+        monkeypatch.setattr(pinned_clientapp, "_ENDS_WITHIN", 0.2)
+        with pytest.raises(TimeoutError, match="can't be ended"):  # and nobody was killed: this process is at work
+            work_alone(path)
+        os.close(descriptor)
+
+
+def test_one_that_has_answered_has_time_to_leave(tmp_path: Path) -> None:
+    path = tmp_path / "at-work"
+    first = work_alone(path)
+    leaving = threading.Timer(0.3, os.close, [first])
+    leaving.start()
+    os.close(work_alone(path))
+    leaving.join()

@@ -52,12 +52,20 @@ class Network:
                 command(*arguments), stdout=log, stderr=log, env=found, text=True, start_new_session=True
             )
 
-    def server(self, hospitals: int, *more: str, epochs: int = 3, timeout: int = 180, agree: bool = False) -> None:
+    def server(
+        self,
+        hospitals: int,
+        *more: str,
+        epochs: int = 3,
+        timeout: int = 180,
+        agree: bool = False,
+        path: Path | None = None,
+    ) -> None:
         sets = assigned({"pretraining.epochs": str(epochs)})
         places = ["--keys", self.keys, "--out", self.run, "--port", str(self.port)]
         places += [] if agree else ["--vocabulary", self.data]
         fixed = ["--hospitals", str(hospitals), "--timeout", str(timeout)]
-        self.start("server", "server", "launch", *places, *fixed, *sets, *more)
+        self.start("server", "server", "launch", *places, *fixed, *sets, *more, path=path)
 
     def options(
         self,

@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from server.keys import check_named
+from shared_model.errors import TemptError
 from sim.cli import run as tempt
 
 
@@ -58,3 +60,62 @@ def test_ids_that_are_none_are_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert tempt(["server", "keys", str(tmp_path / "k"), "--hospitals", hospitals]) == 2
     assert capsys.readouterr().err.startswith(f"error: --hospitals {hospitals}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_are_named_once_each_in_one_form(tmp_path: Path) -> None:
+    hosts = "::1,[0:0::1],Tempt.Example.org,tempt.example.org,127.0.0.1,*.Wards.example.org,xn--bcher-kva.example"
+    assert tempt(["server", "keys", str(tmp_path / "k"), "--hospitals", "5", "--hosts", hosts]) == 0
+    server = x509.load_pem_x509_certificate((tmp_path / "k" / "server.pem").read_bytes())
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [
+        *("localhost", "tempt.example.org", "*.wards.example.org", "xn--bcher-kva.example"),
+    ]
+    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address(a) for a in ("127.0.0.1", "::1")]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "words"),
+    [
+        ("", "is empty"),
+        (" , ", "is empty"),
+        ("tempt.example.org,", "is empty"),
+        ("a,,b", "is empty"),
+        ("tempt example", "has a blank"),
+        ("krankenhaus-süd.example", "A-label"),
+        ("больница.example", "A-label"),
+        ("*.süd.example", "A-label"),
+        ("https://tempt.example.org", "a URL"),
+        ("10.0.0.0/8", "a network"),
+        ("2001:db8::/32", "a network"),
+        ("tempt.example.org:8443", "has a port"),
+        ("[::1]:8443", "has a port"),
+        ("*", "expected a name"),
+        ("*.org", "expected a name"),
+        ("a.*.org", "expected a name"),
+        ("tempt.example.org.", "expected a name"),
+        ("0.0.0.0", "what hospitals reach it by"),
+        ("::", "what hospitals reach it by"),
+        ("localhost,10.0.0.256", "expected a name"),
+    ],
+)
+def test_hosts_that_are_none_are_one_line_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hosts: str, words: str
+) -> None:
+    assert tempt(["server", "keys", str(tmp_path / "k"), "--hospitals", "5", "--hosts", hosts]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --hosts ") and words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_certificate_without_the_servers_own_address_is_refused(tmp_path: Path, keys: Path) -> None:
+    for host in ("127.0.0.1", "10.0.0.9", "tempt.example.org"):
+        check_named(keys, host)
+    for host in ("::1", "10.0.0.8"):
+        with pytest.raises(TemptError, match=rf"server.pem: lacks {host}, by which"):
+            check_named(keys, host)
+    (tmp_path / "server.pem").write_text("no certificate")
+    with pytest.raises(TemptError, match="holds no certificate in PEM"):
+        check_named(tmp_path, "127.0.0.1")
+    (tmp_path / "server.pem").write_bytes((keys / "ca.pem").read_bytes())  # names nothing
+    with pytest.raises(TemptError, match=r"lacks 127\.0\.0\.1"):
+        check_named(tmp_path, "127.0.0.1")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
 from hospital_client import egress
 from hospital_client.app import Place
-from hospital_client.launch import _Ledger, reason
+from hospital_client.launch import HospitalPlace, _Ledger, _supernode, reason
 from server import exchange, front, options
+from server.control import Control
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
 from server.keys import make_keys
-from server.launch import ServerPlace, _keep, launch
+from server.launch import ServerPlace, _keep, _processes, launch
 from server.run_config import RUN_CONFIG
 from server.run_options import options_of
 from server.strategy import STRATEGIES
@@ -78,11 +84,151 @@ def test_the_front_asks_anew_when_the_superlinks_name_stands_for_another_address
 
 
 @pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("0.0.0.0", "listen 0.0.0.0:8443 ssl;"),
+        ("::", "listen [::]:8443 ssl ipv6only=off;"),
+        ("::1", "listen [::1]:8443 ssl;"),
+        ("localhost", "listen localhost:8443 ssl;"),
+    ],
+)
+def test_the_front_listens_at_addresses_of_both_kinds(tmp_path: Path, host: str, line: str) -> None:
+    text = front_configuration(FrontPlace(tmp_path / "k", tmp_path, tmp_path / "f", host, 8443, "[::1]:9999"))
+    assert f"    {line}\n" in text and "proxy_pass https://[::1]:9999;" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "front", "link"),
+    [
+        ("::", True, "127.0.0.1:"),
+        ("::", False, "[::1]:8443"),
+        ("::1", False, "[::1]:8443"),
+        ("0.0.0.0", False, "127.0.0.1:8443"),
+        ("10.0.0.9", False, "10.0.0.9:8443"),
+    ],
+)
+def test_the_superlink_is_reached_at_an_address_of_its_own_machine(
+    tmp_path: Path, host: str, front: bool, link: str
+) -> None:
+    place = ServerPlace(tmp_path / "keys", tmp_path / "run", host, 8443, front)
+    assert place.control().address.startswith(link)
+    superlink, _ = _processes(place, place.control())
+    options = superlink._command
+    assert options[options.index("--host") + 1] == ("127.0.0.1" if front else host)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "https://x"], "--host https://x: a URL"),
+        (["--host", "krankenhaus-süd"], "A-label"),
+        (["--host", "10.0.0.0/8"], "a network"),
+        (["--host", "a b"], "has a blank"),
+        (["--host", ""], "is empty"),
+        (["--host", "::1", "--no-front"], "lacks ::1, by which the server's own processes reach it"),
+    ],
+)
+def test_a_host_that_is_none_ends_launch_and_front_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    make_keys(tmp_path / "keys", [], [5])
+    before = consortium.tree(tmp_path)
+    fixed = ["--keys", str(tmp_path / "keys"), "--out", str(tmp_path / "run"), "--hospitals", "1"]
+    assert tempt(["server", "launch", *fixed, *arguments]) == 2
+    told = [capsys.readouterr().err]
+    if "--no-front" not in arguments:
+        fixed = ["--keys", str(tmp_path / "keys"), "--link", "server:9091", "--state", str(tmp_path / "front")]
+        assert tempt(["server", "front", *fixed, *arguments]) == 2
+        told.append(capsys.readouterr().err)
+    for text in told:
+        (line,) = text.splitlines()
+        assert line.startswith("error: ") and words in line
+    assert consortium.tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("link", ["server", "::1:9091", "https://server:9091", "süd:9091"])
+def test_a_link_that_is_none_ends_the_front_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], link: str
+) -> None:
+    make_keys(tmp_path / "keys", [], [5])
+    fixed = ["--keys", str(tmp_path / "keys"), "--state", str(tmp_path / "front"), "--link", link]
+    assert tempt(["server", "front", *fixed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --link {link}: ") and "expected HOST:PORT" in line
+    assert not (tmp_path / "front").exists()
+
+
+@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is not installed")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_a_front_answers_with_the_facts_of_now_and_a_stopped_one_does_not(
+    tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::", 0))
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    make_keys(tmp_path / "keys", [], [5])
+    place = FrontPlace(tmp_path / "keys", tmp_path / "own", tmp_path / "facts.json", host, port, "127.0.0.1:9")
+    kept = place.process()
+
+    def wait(answers: bool) -> None:
+        until = time.monotonic() + 60
+        while place.answers() != answers:
+            assert time.monotonic() < until, kept.log.read_text()
+            time.sleep(0.02)
+
+    with ended_together([kept]):
+        kept.keep()
+        wait(answers=True)
+        if host == "::":
+            with socket.create_connection(("127.0.0.1", port), timeout=30):
+                pass
+        place.facts.write_text('{"versions": {}}')
+        assert not place.answers(), "they are not told yet"
+        place.renew(kept)
+        wait(answers=True)
+        assert kept.pid is not None
+        os.killpg(kept.pid, signal.SIGSTOP)
+        monkeypatch.setattr(front, "_ANSWER_SECONDS", 0.3)
+        assert not place.answers(), "it takes the connection, as the system does that"
+
+
+def test_the_loopback_is_never_asked_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    for name in ("http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        control = Control(tmp_path / "home", f"127.0.0.1:{server.server_port}", None)
+        assert control.answers()
+        server.shutdown()
+        thread.join()
+    assert not control.answers()
+    found = {n: v for n, v in control.environment.items() if n.lower().endswith("_proxy")}
+    assert found == {"no_proxy": "*"}
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         ("[code: 2004] Failed to activate SuperNode.", "does not know this key"),
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "--root-certificates"),
         ("IP address mismatch, certificate is not valid for '10.0.0.9'.", "lacks the address"),
+        ("httpx.HTTPStatusError: Client error '401 Unauthorized'", "another than before, or this machine's clock"),
+        ("407 Proxy Authentication Required", "the proxy wants a name and a password"),
+        ("_ssl.c:985: The handshake operation timed out", "takes connections and does not answer"),
         ("INFO : Starting Flower SuperNode", None),
     ],
 )
@@ -269,6 +415,8 @@ def test_what_leaves_a_hospital_is_told_line_by_line(tmp_path: Path) -> None:
         assert left.new_lines() == [], "half a line"
         file.write(entry[20:] + "\n")
     assert left.new_lines() == ["answered round 3: 1 arrays, 11.7 MB"]
+    egress.record(ledger, "pretrain", 3, {}, {"score-sum": 1.0}, {})  # of the last round, which was the second
+    assert left.new_lines() == ["answered with the score of round 2"]
     egress.record(ledger, "pretrain", 0, {}, {}, {"error": "ValueError at app.py:7"})
     assert left.new_lines() == ["could not answer pretrain: ValueError at app.py:7; supernode.log says more"]
     assert left.new_lines() == []
@@ -282,3 +430,21 @@ def test_flower_in_a_path_with_a_blank_is_a_mistake(tmp_path: Path, monkeypatch:
     with pytest.raises(TemptError, match="can't be run from a path with a blank"):
         flower_environment(tmp_path / "home")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_supernode_is_started_for_the_address_in_its_one_form_and_by_the_way_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://another:1")
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    place = HospitalPlace("[2001:DB8:0::1]:8443", tmp_path, 3, tmp_path / "state", tmp_path / "ca", tmp_path / "key")
+    node = _supernode(place, place.route(), tmp_path / "state" / "flower", tmp_path / "refused")
+    command, environment = node._command, node._environment
+    assert command[command.index("--superlink") + 1] == "[2001:db8::1]:8443"
+    assert not any("secret" in word for word in command), "everybody may read a command line"
+    told = {name: value for name, value in environment.items() if name.lower().endswith("_proxy")}
+    assert told == {"https_proxy": "http://me:secret@proxy:3128", "no_proxy": "127.0.0.1,localhost,::1"}
+    found = shutil.which("flower-superexec", path=environment["PATH"])
+    assert found == str(tmp_path / "state" / "flower" / "bin" / "flower-superexec")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, env=environment, timeout=120)
+    assert version.stdout.startswith("Flower version: 1.41."), version.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,36 @@ def test_status_tells_state_rounds_and_the_last_rejection(network: Network) -> N
         ["round", "1:", "NaN"],
         ["7", "offline", "-", "-", "-", "-"],
     ]
+
+
+def test_status_tells_no_state_where_flower_tells_none(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    network.register(public(network, 5), 5)
+    told = Told(network.own / STATUS)
+    told.hospitals({5: {"node": 77, "records": 30, "last_round": 2, "missed": 0, "rejected": []}})
+    _, rows, _, _ = network.status()
+    assert rows["5"]["state"] == "offline", "the node of a SuperNode before"
+
+    def ends_meanwhile(control: Control) -> dict[str, str]:
+        told.ended(0)
+        raise TemptError("the SuperLink does not tell its nodes")
+
+    monkeypatch.setattr(Switchboard, "nodes", ends_meanwhile)
+    running, rows, _, ended = network.status()
+    assert running and rows["5"]["state"] == "-" and ended == {"status": 0, "error": ""}
+    monkeypatch.setattr(Switchboard, "answers", lambda control: False)
+    assert network.status()[:2] == (False, {"5": rows["5"]})
+
+
+def test_a_key_is_not_replaced_while_flower_does_not_tell_whether_the_older_one_is_in(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network.register(public(network, 5), 5)
+    before = asked(network).copy(), network.registered()
+    monkeypatch.setattr(Control, "_flwr", lambda *a, **k: subprocess.CompletedProcess([], 1, "", "no answer"))
+    monkeypatch.setattr(Switchboard, "nodes", Control.nodes)
+    with pytest.raises(TemptError, match="does not tell its nodes; try again: no answer"):
+        network.register(public(network, 7), 5, replace=True)
+    assert (asked(network), network.registered()) == before
 
 
 def test_lines_beyond_the_last_hundreds_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -123,6 +123,19 @@ def rising(hospital: int, number: int) -> float:
     return 0.1 * number
 
 
+def test_no_round_is_told_that_was_not_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The score of the last round comes with one message more."""
+    caplog.set_level("INFO", "tempt.server")
+    grid = Made(step, lambda hospital, number: None if (hospital, number) == (8, 2) else 0.1)
+    run(tmp_path, grid, rounds=2)
+    told = [record.getMessage() for record in caplog.records]
+    away = (
+        "the last round's score: hospital 8 is left out: it went away: no heartbeat of its SuperNode came for a minute"
+    )
+    assert away in told
+    assert not any("round 3" in line or "error 5" in line for line in told), told
+
+
 def mean_step(number: int) -> float:
     return (30 * step(3, number) + 10 * step(8, number) + 60 * step(21, number)) / 100
 

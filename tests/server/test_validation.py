@@ -106,3 +106,19 @@ def test_a_hospitals_error_moves_no_cursor_of_the_operators() -> None:
     reply = Message(Error(100, EVIL), reply_to=plain_message(RecordDict({}), "query"))
     assert error_of(reply).startswith("error 100: a?[2J 202?? ?31mee")
     assert error_of(reply).isprintable() and len(error_of(reply)) == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "it was not there before the message's time was over"),
+        (4, "its reply was gone before it was fetched"),
+        (5, "it went away: no heartbeat of its SuperNode came for a minute"),
+        (8, "the process of its work was stopped or killed before it answered"),
+        (2, "error 2: raw"),
+        (100, "error 100: raw"),
+    ],
+)
+def test_what_flower_says_of_a_hospital_is_told_in_our_words(code: int, words: str) -> None:
+    reply = Message(Error(code, "raw"), reply_to=plain_message(RecordDict({}), "query"))
+    assert error_of(reply) == words
