@@ -19,6 +19,7 @@ from typing import Any
 from hospital_client import pinned_clientapp
 from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
+from hospital_client.policy import FILE, keep_policy, read_policy
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
 from shared_model.files import locked, private_directory
@@ -92,9 +93,10 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
     Raises:
         TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
-            or the address is none.
+            the address is none, or the hospital's policy is damaged.
     """
     place.check_options()
+    read_policy(place.state)
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
     else:
@@ -105,6 +107,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     private_directory(place.state)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
+        keep_policy(place.state)
         _keep_running(place, say, until)
 
 
@@ -132,6 +135,7 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
     left = _Ledger(place.state / "egress" / f"{place.hospital}.jsonl")
     with ended_together([node]):
         say(f"hospital {place.hospital}: serving {place.superlink}; log in {node.log}")
+        say(f"hospital {place.hospital}: {place.state / FILE} says what a server may ask and learn")
         if not _answers(place):
             say(f"hospital {place.hospital}: nobody answers at {place.superlink} yet; trying again until someone does")
         while not until():
@@ -183,8 +187,11 @@ class _Ledger:
 def _in_words(entry: Mapping[str, Any]) -> str:
     numbered = entry["kind"] == "pretrain" and entry["round"]
     kind = f"round {entry['round']}" if numbered else str(entry["kind"]).replace("_", " ")
-    if "error" in entry.get("texts", {}):
-        return f"could not answer {kind}: {entry['texts']['error']}; supernode.log says more"
+    error = str(entry.get("texts", {}).get("error", ""))
+    if error.startswith("refused by policy"):
+        return f"{kind}: {error}"
+    if error:
+        return f"could not answer {kind}: {error}; supernode.log says more"
     return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"
 
 
