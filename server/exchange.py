@@ -171,7 +171,7 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     if sum(counts.values()) < min_records:
         raise LeftOut(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
-    few = [name for name, records in counts.items() if records and records < least_of(metrics, name)]
+    few = [name for name, records in counts.items() if records < least_of(metrics, name)]
     return Hospital(hospital, node, **(counts | dict.fromkeys(few, 0)), too_few=few)
 
 
