@@ -67,7 +67,7 @@ def test_metrics_of_too_few_records_are_missing_and_the_rest_is_as_without_them(
     for h in SIZES:
         write_policy(tmp_path / "all" / f"hospital-{h}")
     whole, _ = federated(data, tmp_path / "all", list(SIZES))
-    assert "too_few_records" not in whole["federation"]["seeds"]["42"]
+    assert whole["federation"]["seeds"]["42"]["too_few_records"] == {"34": ["validation"]}, "it has none"
     assert sorted(whole["models"]["finetune-freeze"]["seeds"]["42"]["hospitals"], key=int) == ["3", "8", "21", "34"]
 
 
