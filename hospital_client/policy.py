@@ -64,13 +64,13 @@ class AcceptedRounds(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False
 class AcceptedEncoder(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Section 3.2's."""
 
-    c: _Range = Field((1, 512), description="width; both presets 300; wide ones hold single codes and records apart")
+    c: _Range = Field((1, 300), description="width; both presets 300; wider ones hold codes and records apart")
     layers: _Range = Field((1, 6), description="both presets 2")
     heads: _Range = Field((1, 8), description="paper 2, released 4")
     activation: _Words = Field(("relu", "gelu"), description="paper relu, released gelu")
     longest_set: _Range = Field((50, 200), description="both presets 100; short ones read single codes of a record")
-    attention_dropout: _Range = Field((0.05, 0.6), description="both presets 0.1; none blurs nothing")
-    dropout: _Range = Field((0.05, 0.6), description="paper 0.1, released 0.4; none blurs nothing")
+    attention_dropout: _Range = Field((0.1, 0.6), description="both presets 0.1; less blurs less")
+    dropout: _Range = Field((0.1, 0.6), description="paper 0.1, released 0.4; less blurs less")
     initialization: _Words = Field(("xavier", "normal"), description="paper xavier, released normal")
 
 
@@ -90,12 +90,14 @@ class _AcceptedOptimization(BaseModel, frozen=True, extra="forbid", allow_inf_na
 class AcceptedPretraining(_AcceptedOptimization, frozen=True, extra="forbid"):
     """Section 3.3's."""
 
-    batch_size: _Range = Field((16, 256), description="both presets 64; small ones part records")
+    batch_size: _Range = Field((16, 128), description="both presets 64; small ones part records")
     temperature: _Range = Field((0.05, 10), description="tau; both presets 0.8")
     contrastive_weight: _Range = Field((0, 1), description="gamma; both presets 0.01")
-    mask_fraction: _Range = Field((0.05, 0.5), description="both presets 0.15; 1 makes labels of whole records")
-    mask_token_fraction: _Range = Field((0.5, 1), description="paper 1, released 0.8; 0 shows what is masked")
-    random_code_fraction: _Range = Field((0, 0.5), description="paper 0, released 0.1")
+    mask_fraction: _Range = Field(
+        (0.1, 0.5), description="both presets 0.15; little hides little, 1 makes labels of records"
+    )
+    mask_token_fraction: _Range = Field((0.8, 1), description="paper 1, released 0.8; 0 shows what is masked")
+    random_code_fraction: _Range = Field((0, 0.2), description="paper 0, released 0.1")
 
 
 class AcceptedTuning(_AcceptedOptimization, frozen=True, extra="forbid"):

@@ -83,7 +83,7 @@ def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospita
     for kind in ("hello", "pretrain", "tune"):
         why = refusal(sent(place, kind, settings={"pretraining__learning_rate": "1", "encoder__dropout": "0"}))
         assert why == (
-            "refused by policy: encoder.dropout is 0, accepted 0.05 to 0.6; "
+            "refused by policy: encoder.dropout is 0, accepted 0.1 to 0.6; "
             "pretraining.learning_rate is 1, accepted 1e-05 to 0.01"
         )
         line = lines_of(place)[-1]
