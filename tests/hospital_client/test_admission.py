@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from hospital_client import admission, local_tuning
+from hospital_client import admission, app, local_tuning
 from hospital_client.app import Place, make_app
 from hospital_client.launch import _in_words
 from hospital_client.partition import read_partition
@@ -38,6 +39,12 @@ TUNING = {"models": ["finetune-freeze"], "save-scores": False}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
+
+
+@pytest.fixture(autouse=True)
+def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is a process a message, and has tests of its own."""
+    monkeypatch.setattr(app, "time_limit", lambda seconds: nullcontext())
 
 
 @pytest.fixture
@@ -269,7 +276,7 @@ def test_orders_of_scores_read_a_validation_record_in_simulations_and_nothing_of
 
     def found(of: Place) -> set[int] | None:
         read = set()
-        for code in range(9):
+        for code in sorted({*records.diagnoses.codes.tolist(), 0, 7, 20}):
             settings = {"pretraining__mask_fraction": "0.5"}
             told = [numbers(sent(of, "pretrain", a, train=False, settings=settings)) for a in orders_of(code)]
             if any("score-sum" not in each for each in told):
