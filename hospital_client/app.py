@@ -12,7 +12,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -24,20 +24,20 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hospital_client import egress, local_tuning, one_agreement, vocabulary_counts
+from hospital_client import admission, egress, local_tuning, one_agreement, vocabulary_counts
 from hospital_client.eicu_tables import Tables, read_tables
 from hospital_client.kept_state import KeptState
-from hospital_client.local_pretraining import LocalPretraining, LocalWork
-from hospital_client.partition import Partition, read_partition, records_file
+from hospital_client.local_pretraining import LocalWork
+from hospital_client.partition import Partition, read_partition
+from hospital_client.policy import Policy, Refused, read_policy
 from hospital_client.preparation import prepare_agreed
 from hospital_client.preparation_options import PreparationOptions
+from hospital_client.read_once import local_pretraining
+from hospital_client.reply import Reply, without_too_few
 from hospital_client.watchdog import time_limit, work_limit
-from shared_model.batching import TokenRows
 from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system
-from shared_model.fitting import stamp_of
-from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.settings import EncoderSettings, Settings
+from shared_model.settings import Settings
 from shared_model.transport import Transport
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 from shared_model.vocabulary_rules import MINIMUM_COUNT
@@ -78,6 +78,10 @@ class Place:
             raise ValueError("the vocabulary's digest is none")  # it becomes a folder's
         return replace(self, partition=self.folder / "prepared" / digest, is_raw=False)
 
+    def policy(self) -> Policy | None:
+        """What a deployed hospital lets a server ask for and learn; in simulations there is none."""
+        return read_policy(self.folder) if self.alone else None
+
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
 
@@ -88,17 +92,6 @@ class Place:
             raise ValueError("the experiment's name is none")  # it becomes a folder's
         seed = _integer(config, "seed")
         return KeptState(self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital))
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What is to leave the hospital."""
-
-    numbers: Mapping[str, int | float]
-    arrays: Mapping[str, NDArray[np.generic]]
-    control: Mapping[str, NDArray[np.generic]]
-    texts: Mapping[str, str]
-    codes: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 Handler = Callable[[RecordDict, Place], Reply]
@@ -115,23 +108,35 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     def answer(kind: str, handler: Handler) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             place: Place | None = None
+            request: dict[str, Any] = {}
             try:
                 place = place_of(context)
                 torch.set_num_threads(place.threads)
-                limit = float(cast(float, message.content.config_records["config"].get("limit", 0.0)))
+                config = message.content.config_records["config"]
+                limit = float(cast(float, config.get("limit", 0.0)))
                 with time_limit(work_limit(limit) if place.alone else limit):
+                    request |= _request(config)
+                    policy = place.policy()
+                    if policy is not None:
+                        settings = _settings(config) if "settings" in config else None
+                        number = admission.admit(place.folder, policy, kind, message.content, settings)
+                        request |= {} if number is None else {"request": number}
                     reply = handler(message.content, place)
-                return Message(_checked(kind, message.content, reply, place), reply_to=message)
+                if policy is not None:
+                    reply = without_too_few(kind, reply, policy)
+                return Message(_checked(kind, message.content, reply, place, request), reply_to=message)
             except Exception as error:
                 if simulated and (mistake := _mistake(error)):
                     raise mistake from error
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                if isinstance(error, Refused):  # which holds what the server asked and the policy, and no data
+                    where = str(error)
                 hospital = 0 if place is None else place.hospital
                 log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
                 if place is not None:
                     with suppress(OSError):  # it leaves all the same: else nobody would learn of a full disk
-                        egress.record(place.ledger(), kind, 0, {}, {}, {"error": where})
+                        egress.record(place.ledger(), kind, 0, {}, {}, {"error": where}, request=request)
                 return Message(Error(code=HOSPITALS_ERROR, reason=where), reply_to=message)
 
         return handle
@@ -142,6 +147,12 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     app.train("pretrain")(answer("pretrain", _pretrain))
     app.train("tune")(answer("tune", _tune))
     return app
+
+
+def _request(config: ConfigRecord) -> dict[str, Any]:
+    """What the ledger says of a message: its seed and settings, as far as it has them."""
+    found: dict[str, Any] = {"seed": _integer(config, "seed")} if "seed" in config else {}
+    return found | ({"settings": _settings(config).model_dump(mode="json")} if "settings" in config else {})
 
 
 def _mistake(error: Exception) -> TemptError | None:
@@ -203,22 +214,23 @@ def _hello(content: RecordDict, place: Place) -> Reply:
     split = partition.split(_integer(config, "seed"))
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     texts = {"vocabulary": partition.vocabulary.digest}
-    return Reply({"hospital": place.hospital, **parts}, {}, {}, texts)
+    return Reply({"hospital": place.hospital, **parts}, {}, {}, texts, parts=parts)
 
 
 def _pretrain(content: RecordDict, place: Place) -> Reply:
     """Score what came in, then local epochs, as the message asks."""
     config = content.config_records["config"]
     settings, seed, place = _settings(config), _integer(config, "seed"), place.prepared(config)
-    local = _local_pretraining(place, settings, seed)
+    local = local_pretraining(place.partition, place.hospital, place.device, settings, seed)
     transport = _transport(config)
     received = transport.decode(_arrays(content.array_records["arrays"]))
     shared = _tensors(received, place)
     numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
     if config["score"]:
         numbers["score-sum"] = local.score_sum(shared)
+    parts = {"train": local.records, "validation": local.validation_records}
     if not config["train"] or not local.records:
-        return Reply(numbers, {}, {}, {})
+        return Reply(numbers, {}, {}, {}, parts=parts)
     work = LocalWork(
         first_epoch=_integer(config, "first-epoch"),
         epochs=_integer(config, "epochs"),
@@ -247,7 +259,7 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         state.propose(_integer(config, "round"), kept_now)
     numbers["loss"] = update.loss
     after = {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}
-    return Reply(numbers, transport.encode_update(after, received), control, {})
+    return Reply(numbers, transport.encode_update(after, received), control, {}, parts=parts)
 
 
 def _tune(content: RecordDict, place: Place) -> Reply:
@@ -268,10 +280,13 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     )
     if place.alone:
         local_tuning.describe(place.folder, partition, settings, seed, list(results))
-    return Reply({"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}, {}, {}, {})
+    split = partition.split(seed)
+    parts = {"validation": len(split.validation), "test": len(split.test)}
+    numbers = {"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}
+    return Reply(numbers, {}, {}, {}, parts=parts)
 
 
-def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> RecordDict:
+def _checked(kind: str, content: RecordDict, reply: Reply, place: Place, request: Mapping[str, Any]) -> RecordDict:
     """The reply's content, once it holds nothing but what its kind allows and stands in the ledger."""
     config = content.config_records["config"]
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
@@ -292,7 +307,7 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place) -> Reco
     number = int(cast(int, config.get("round", 0)))
     came = next((content.config_records[name] for name in ("cut", "vocabulary") if name in content), None)
     asked = one_agreement.sizes_and_digest(came) if came is not None else None
-    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes, asked)
+    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes, asked, request)
     if reply.texts:
         records["config"] = ConfigRecord(dict(reply.texts))
     if reply.codes:
@@ -342,35 +357,6 @@ def _integer(config: ConfigRecord, name: str) -> int:
 
 def _partition(place: Place) -> Partition:
     return read_partition(place.partition, place.hospital)
-
-
-@lru_cache(maxsize=1)
-def _network(settings: EncoderSettings, rows: TokenRows, device: str) -> PretrainingNetwork:
-    """One network for every hospital that this process works for: its tensors come with each message."""
-    unused = torch.Generator().manual_seed(0)
-    return PretrainingNetwork(settings, rows, unused, "zero").to(device)
-
-
-@lru_cache(maxsize=1)
-def _hospitals(settings: Settings, seed: int) -> dict[Place, tuple[tuple[int, ...], LocalPretraining]]:
-    """The hospitals that this process has worked for with these settings; they share one network.
-
-    Beside each stands what its records' file was like when it was read.
-    """
-    return {}
-
-
-def _local_pretraining(place: Place, settings: Settings, seed: int) -> LocalPretraining:
-    known = _hospitals(settings, seed)
-    path = records_file(place.partition, place.hospital)
-    if place not in known:
-        partition = _partition(place)
-        network = _network(settings.encoder, partition.rows, place.device)
-        known[place] = stamp_of(path), LocalPretraining(partition, network, settings.pretraining, seed)
-    stamp, local = known[place]
-    if stamp != stamp_of(path):
-        raise TemptError(f"{path}: was replaced while the run was at work; begin another run with it")
-    return local
 
 
 def _of_node(context: Context) -> Place:

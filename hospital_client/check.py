@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hospital_client import admission
 from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import HospitalPlace
 from hospital_client.partition import read_partition
@@ -62,6 +63,7 @@ def look(place: HospitalPlace) -> Iterator[Finding]:
         ("key", False, lambda: _key(place, server)),
         ("versions", True, lambda: _versions(server)),
         ("code", True, lambda: _code(server)),
+        ("policy", False, lambda: admission.summary(place.state)),
         ("records", False, lambda: _records(place, server)),
         ("disk", False, lambda: _disk(place.state)),
         ("write access", False, lambda: _writes(place.state)),

@@ -27,12 +27,13 @@ Texts = Mapping[str, str]
 Codes = Mapping[str, list[str]]
 
 _METRIC = r"[A-Za-z][A-Za-z0-9-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
+_LEAST = "least-(train|validation|test)"  # records, below which the policy lets nothing leave that stands on them
 ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),
     "vocabulary_remaining": re.compile("hospital|records"),
-    "hello": re.compile("hospital|train|validation|test"),
-    "pretrain": re.compile("hospital|num-examples|loss|score-sum"),
-    "tune": re.compile(f"hospital|{_METRIC}"),
+    "hello": re.compile(f"hospital|train|validation|test|{_LEAST}"),
+    "pretrain": re.compile(f"hospital|num-examples|loss|score-sum|{_LEAST}"),
+    "tune": re.compile(f"hospital|{_METRIC}|{_LEAST}"),
 }
 """The numbers that a reply of each kind may hold, by name."""
 ALLOWED_TEXTS = {"hello": {"vocabulary"}, "vocabulary_counts": {"vocabulary"}}
@@ -131,11 +132,13 @@ def record(
     texts: Texts,
     codes: Codes | None = None,
     asked: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a line to the ledger: what leaves, its size, and a digest of its content.
 
     Args:
         asked: sizes and digest of the cut or vocabulary that the reply stands on, if the message held one.
+        request: the message's seed, settings, and number among those that the policy counts, as far as it has them.
     """
     codes = {} if codes is None else codes
     line: dict[str, Any] = {
@@ -151,6 +154,7 @@ def record(
         line["codes"] = {name: [len(found), len(_joined(found))] for name, found in codes.items()}  # how many, bytes
     if asked:
         line["asked"] = dict(asked)
+    line |= request or {}
     private_directory(ledger.parent)
     _append(ledger, json.dumps(line).encode() + b"\n")
 

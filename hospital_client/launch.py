@@ -19,6 +19,7 @@ from typing import Any
 from hospital_client import flower_programs, pinned_clientapp
 from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
+from hospital_client.policy import FILE, keep_policy, read_policy
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.route import Route, Told
 from shared_model.addresses import Address, address_of, is_loopback
@@ -103,10 +104,11 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
     Raises:
         TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
-            the address is none, or the environment names a proxy that can't be used.
+            the address is none, the environment names a proxy that can't be used, or the hospital's policy is damaged.
     """
     place.check_options()
     route = place.route()
+    read_policy(place.state)
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
     else:
@@ -117,6 +119,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     private_directory(place.state)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
+        keep_policy(place.state)
         _keep_running(place, route, say, until)
 
 
@@ -131,6 +134,7 @@ def _keep_running(place: HospitalPlace, route: Route, say: Callable[[str], None]
             f"hospital {place.hospital}: serving {route.server} (proxy: {route}); log in {node.log}; started again "
             f"whenever it ends, or after {LIMIT:g} s without a heartbeat that the server acknowledges while it answers"
         )
+        say(f"hospital {place.hospital}: {place.state / FILE} says what a server may ask and learn")
         if not _answers(route):
             say(f"hospital {place.hospital}: nobody answers at {route.server} yet; trying again until someone does")
         while not until():
@@ -237,8 +241,11 @@ class _Ledger:
 def _in_words(entry: Mapping[str, Any]) -> str:
     numbered = entry["kind"] == "pretrain" and entry["round"]
     kind = f"round {entry['round']}" if numbered else str(entry["kind"]).replace("_", " ")
-    if "error" in entry.get("texts", {}):
-        return f"could not answer {kind}: {entry['texts']['error']}; supernode.log says more"
+    error = str(entry.get("texts", {}).get("error", ""))
+    if error.startswith("refused by policy"):
+        return f"{kind}: {error}"
+    if error:
+        return f"could not answer {kind}: {error}; supernode.log says more"
     if numbered and not entry["arrays"]:  # it comes with the next round's number
         return f"answered with the score of round {entry['round'] - 1}"
     return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"

@@ -79,6 +79,11 @@ class LocalPretraining:
         """How many training records there are: the weight of an update."""
         return self._task.records
 
+    @property
+    def validation_records(self) -> int:
+        """How many records a score is a sum over."""
+        return self._task.validation_records
+
     def score_sum(self, shared: Tensors) -> float:
         """The selection score of Section 4.1.3, summed over this hospital's validation records."""
         self._load(shared)

@@ -84,6 +84,7 @@ def launch(
     """
     from server.launch import ServerPlace
     from server.launch import launch as run_to_the_end
+    from shared_model.results import hospitals_measured
 
     comma_lists.names("--models", models)
     comma_lists.numbers("--seeds", seeds, "42,43")
@@ -121,8 +122,10 @@ def launch(
     place = ServerPlace(keys, out, host, port, front and not insecure)
     content = run_to_the_end(place, config, say)
     for name, model in content["models"].items():
-        means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
-        tell(f"{name}: {means}")
+        measured, of = hospitals_measured(model), content["dataset"]["hospitals"]
+        found = {metric: of_seeds["mean"] for metric, of_seeds in model["summary"].items()}
+        means = ", ".join(f"{metric} {mean:.4f}" for metric, mean in found.items() if mean is not None)
+        tell(f"{name}: {means or 'no metrics'} (of {measured} of {of} hospitals)")
     tell(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,7 +33,8 @@ class Hospital:
 
     Attributes:
         node: Flower's number for it; None while it is not there.
-        train, validation, test: its records.
+        train, validation, test: its records; 0 where the hospital's policy has them for too few.
+        too_few: which of the three those are.
     """
 
     hospital: int
@@ -41,6 +42,7 @@ class Hospital:
     train: int
     validation: int
     test: int
+    too_few: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospita
     found, refused = ask_everybody(
         grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=plan.expected, read=read
     )
+    for hospital in (found[hospital] for hospital in sorted(found)):
+        if hospital.too_few:
+            parts = ", ".join(hospital.too_few)
+            plan.told.say(
+                f"hello: hospital {hospital.hospital} has too few records by its policy, counted as none: {parts}"
+            )
     return [found[hospital] for hospital in sorted(found)], refused
 
 
@@ -163,7 +171,20 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
     if sum(counts.values()) < min_records:
         raise LeftOut(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
-    return Hospital(hospital, node, **counts)
+    few = [name for name, records in counts.items() if records < least_of(metrics, name)]
+    return Hospital(hospital, node, **(counts | dict.fromkeys(few, 0)), too_few=few)
+
+
+def least_of(metrics: Mapping[str, object], part: str) -> int:
+    """Records of a part below which a hospital's policy lets nothing leave that stands on them; 0 if it tells none.
+
+    In a reply to other messages than the greeting it is told in the place of what did not leave.
+
+    Raises:
+        Rejected: it is no whole number from 1 on.
+    """
+    name = f"least-{part}"
+    return count_of(metrics, name, least=1, most=MOST_RECORDS) if name in metrics else 0
 
 
 def limit_of(timeout: float | None) -> float:

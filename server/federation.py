@@ -117,7 +117,10 @@ class Federation:
         # at a resumption, one that is away was not asked
         without |= {int(h): "it is not there" for h in result["hospitals"] if int(h) not in {*numbers, *without}}
         self._enough("tuning", len(numbers), {f"hospital {hospital}": why for hospital, why in without.items()})
-        return {pretraining: result} | _tuned(numbers, self.models, seed), _about(result, without, refused)
+        about = _about(result, without, refused)
+        if few := _too_few(hospitals, numbers):
+            about["too_few_records"] = few
+        return {pretraining: result} | _tuned(numbers, self.models, seed), about
 
     def _enough(self, phase: str, found: int, without: Mapping[str, str]) -> None:
         if found < self.least:
@@ -126,19 +129,35 @@ class Federation:
 
 
 def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int) -> Results:
-    """What hospitals told, in the form of a fit's result."""
+    """What hospitals told, in the form of a fit's result; no metrics where a policy has too few test records."""
     metrics = ("prauc", "jaccard", "f1", "medications")
     found: Results = {}
     for hospital, told in numbers.items():
         for model in models:
-            measured = {"records": int(told[f"{model}.records"])} | {m: told[f"{model}.{m}"] for m in metrics}
+            measured = {}
+            if "least-test" not in told:
+                values = {"records": int(told[f"{model}.records"])} | {m: told[f"{model}.{m}"] for m in metrics}
+                measured[str(hospital)] = values
             found[FitName(model, seed, hospital)] = {
                 "hospital": hospital,
-                "best_epoch": int(told[f"{model}.best_epoch"]),
-                "hospitals": {str(hospital): measured},
+                "best_epoch": int(told.get(f"{model}.best_epoch", 0)),
+                "hospitals": measured,
                 "seconds": {name: told[f"{model}.seconds.{name}"] for name in ("fit", "evaluation")},
                 "history": [],
             }
+    return found
+
+
+def _too_few(
+    hospitals: Sequence[exchange.Hospital], numbers: Mapping[int, Mapping[str, float]]
+) -> dict[str, list[str]]:
+    """The parts of hospitals' records that count as none, as they are too few by the hospitals' policies."""
+    found: dict[str, list[str]] = {}
+    parts: list[str] = ["train", "validation", "test"]
+    for h in hospitals:
+        told = [part for part in parts if f"least-{part}" in numbers.get(h.hospital, {})]
+        if few := [part for part in parts if part in (*h.too_few, *told)]:
+            found[str(h.hospital)] = few
     return found
 
 

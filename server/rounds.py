@@ -26,6 +26,7 @@ from server.exchange import (
     error_of,
     exchange,
     is_missing,
+    least_of,
     lifetime,
     metrics_of,
     size_of,
@@ -45,9 +46,9 @@ _LARGEST_LOSS = 1e9
 
 
 class _Answer(NamedTuple):
-    """What a hospital's reply to a round holds, once it is checked."""
+    """What a hospital's reply to a round holds, once it is checked; no score where its policy has too few records."""
 
-    score: float
+    score: float | None
     loss: float
     update: Arrays | None
     control: Arrays
@@ -156,7 +157,7 @@ class _Rounds:
         by_id = {h.hospital: h for h in self.hospitals if h.hospital in asked or (scoring and h.validation)}
         messages = self._messages(grid, list(by_id.values()), number, asked, scoring)
         score = loss = 0.0
-        scored = weight = 0
+        scored = unscored = weight = 0
         taken: list[int] = []
         why_not: dict[int, str] = {h: "it is not there" for h in by_id if h not in messages}
         control = {name: array.astype(np.float64) for name, array in self._control.items()}
@@ -180,8 +181,10 @@ class _Rounds:
                 why_not[hospital] = str(why)
                 continue
             part.bytes_from_hospital += size_of(reply.content)
-            if scoring:
+            if scoring and answer.score is not None:
                 score, scored = score + answer.score, scored + expected.validation
+            elif scoring:
+                unscored += expected.validation
             if answer.update is not None:
                 self._aggregation.add(answer.update, expected.train)
                 loss, weight = loss + answer.loss * expected.train, weight + expected.train
@@ -202,7 +205,7 @@ class _Rounds:
             if federation.timeout is not None and len(taken) + len(missing.intersection(asked)) >= needed:
                 self._below = why_below, needed
                 return None  # the last round is scored anew, too
-        enough = scored >= federation.needed(self._validation)
+        enough = scored >= federation.needed(self._validation - unscored)
         row = self._close_row(score / scored if scored and enough else None)
         if self._ended or not asked:
             self._ended = True
@@ -293,12 +296,16 @@ class _Rounds:
         """What a reply holds, if all of it is as it should be."""
         federation, records = self.plan.federation, reply.content.array_records if reply.has_content() else {}
         metrics = metrics_of(reply, expected)
+        if expected.train and (least := least_of(metrics, "train")):
+            raise Rejected(f"has fewer than {least} training records, too few by its policy")
         if number_of(metrics, "num-examples") != expected.train:
             raise Rejected(
                 f"tells {metrics['num-examples']} training records, expected {expected.train} as at the start"
             )
-        score = loss = 0.0
-        if scores and expected.validation:
+        score: float | None = 0.0
+        if scores and expected.validation and least_of(metrics, "validation"):
+            score = None
+        elif scores and expected.validation:
             score = number_of(metrics, "score-sum", least=0, most=expected.validation * (1 + 1e-6))
         if not trains:
             return _Answer(score, 0.0, None, {})

@@ -17,6 +17,7 @@ from server.exchange import (
     error_of,
     exchange,
     is_missing,
+    least_of,
     lifetime,
     metrics_of,
     within,
@@ -25,8 +26,9 @@ from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
 from shared_model.files import private_directory, read_json, write_json
 
-_MOST = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
-_MOST |= {"best_epoch": 1e9, "seconds.fit": 1e9, "seconds.evaluation": 1e9}
+_METRICS = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
+_SECONDS = {"seconds.fit": 1e9, "seconds.evaluation": 1e9}
+_EPOCH = {"best_epoch": 1e9}
 Numbers = dict[str, float]
 
 
@@ -106,7 +108,7 @@ def tune(
 
 
 def _numbers(metrics: Mapping[str, object], models: Sequence[str], agreed: int | None) -> Numbers:
-    """A hospital's numbers of each model.
+    """A hospital's numbers of each model, without those that stand on too few records by its policy.
 
     Args:
         agreed: test records, where they are known.
@@ -114,13 +116,16 @@ def _numbers(metrics: Mapping[str, object], models: Sequence[str], agreed: int |
     Raises:
         Rejected: one is missing, or out of bounds.
     """
-    told: Numbers = {}
+    few = {part: least for part in ("validation", "test") if (least := least_of(metrics, part))}
+    told: Numbers = {f"least-{part}": least for part, least in few.items()}
+    expected = _SECONDS | ({} if "validation" in few else _EPOCH) | ({} if "test" in few else _METRICS)
     for model in models:
-        records = count_of(metrics, f"{model}.records")
-        if agreed not in (None, records):
-            raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
-        told[f"{model}.records"] = records
-        for name, most in _MOST.items():
+        if "test" not in few:
+            records = count_of(metrics, f"{model}.records")
+            if agreed not in (None, records):
+                raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
+            told[f"{model}.records"] = records
+        for name, most in expected.items():
             told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
     return told
 

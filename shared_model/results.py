@@ -67,7 +67,7 @@ def write_results(
 def _model(name: str, done: Mapping[AnyFit, Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     by_seed = {str(seed): _seed(name, seed, done) for seed in seeds}
     means = [seed["hospital_mean"] for seed in by_seed.values()]
-    summary = {metric: _summary([mean[metric] for mean in means]) for metric in METRICS}
+    summary = {metric: _summary([m[metric] for m in means if m[metric] is not None]) for metric in METRICS}
     return {"seeds": by_seed, "summary": summary}
 
 
@@ -86,10 +86,14 @@ def _seed(name: str, seed: int, done: Mapping[AnyFit, Mapping[str, Any]]) -> dic
         seconds = {"pretraining": round(sum(fit["seconds"]["fit"] for fit in fits_before), 3)} | seconds
     content: dict[str, Any] = {
         "hospitals": dict(sorted(hospitals.items(), key=lambda item: int(item[0]))),
-        "hospital_mean": hospital_mean(hospitals),
-        "record_mean": record_mean(hospitals),
+        "hospital_mean": hospital_mean(hospitals) if hospitals else dict.fromkeys(METRICS),
+        "record_mean": record_mean(hospitals) if hospitals else dict.fromkeys(METRICS),
         "seconds": seconds,
     }
+    few = sorted(int(fit["hospital"]) for fit in fits if not fit["hospitals"])
+    if few:
+        content["too_few_test_records"] = few
+        content["hospitals_measured"] = len(hospitals)
     without = sorted(int(fit["hospital"]) for fit in fits if "selected" in fit)
     if without:
         content["last_epoch_for_want_of_validation_records"] = without
@@ -97,7 +101,16 @@ def _seed(name: str, seed: int, done: Mapping[AnyFit, Mapping[str, Any]]) -> dic
 
 
 def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+    mean = statistics.fmean(values) if values else None
+    return {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def hospitals_measured(model: Mapping[str, Any]) -> int:
+    """How many hospitals' test metrics a model's means stand on; of several seeds, the fewest."""
+    return min(
+        len([hospital for hospital, values in seed["hospitals"].items() if values["records"]])
+        for seed in model["seeds"].values()
+    )
 
 
 def t_test_of_tempt(tempt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float | None]:
@@ -108,7 +121,8 @@ def t_test_of_tempt(tempt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[
             (tempt["seeds"][seed]["hospital_mean"][metric], values["hospital_mean"][metric])
             for seed, values in other["seeds"].items()
         ]
-        same = len({round(a - b, 15) for a, b in pairs}) == 1
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
+        same = len({round(a - b, 15) for a, b in pairs}) <= 1
         p = None if same else float(ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue)
         found[metric] = p
     return found

@@ -25,7 +25,8 @@ from tests.sim.consortium import ROOT, assigned
 
 pytestmark = pytest.mark.containers
 IMAGE = "localhost/tempt-test"
-HOSPITALS = (3, 8, 21)
+SIZES = {3: 63, 8: 59, 21: 57}  # enough to validate and test under the default policy
+HOSPITALS = tuple(SIZES)
 SERVICES = ("server", "front", "hospital-1", "hospital-2", "hospital-3")
 KILLED, OTHER = "hospital-2", "hospital-3"
 PATIENCE = 1800.0  # seconds for what takes two or three minutes on idle cores
@@ -60,7 +61,7 @@ class Network:
     def __init__(self, podman: Podman, folder: Path) -> None:
         self.podman, self.folder = podman, folder
         self.name = f"tempt-test-{secrets.token_hex(4)}"
-        data = consortium.write_dataset(folder / "dataset", consortium.make_dataset())
+        data = consortium.write_dataset(folder / "dataset", consortium.make_dataset(consortium.make_records(SIZES)))
         make_folder(folder / "deploy", data, HOSPITALS)
         options = ["--timeout", "600", *assigned({"pretraining.epochs": "5"})]
         self.environment = podman.environment | {

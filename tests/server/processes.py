@@ -23,6 +23,7 @@ from server.federation_settings import FederationSettings
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
+from tests.hospital_client.policies import write_policy
 from tests.server.federations import Clock
 from tests.sim import consortium
 from tests.sim.consortium import assigned, command, environment
@@ -94,7 +95,8 @@ class Network:
         name = name or f"hospital-{hospital}"
         arguments = self.options(hospital, **options)
         arguments += ["--minimum-count", "1"] if "raw" in options else []
-        self.start(name, "hospital", "launch", *arguments, "--state", self.root / name, path=path)
+        state = write_policy(self.root / name)  # these hospitals have few records
+        self.start(name, "hospital", "launch", *arguments, "--state", state, path=path)
 
     def running(self, name: str = "server") -> bool:
         return self.processes[name].poll() is None

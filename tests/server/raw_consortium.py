@@ -23,6 +23,7 @@ from shared_model.records import RecordSet
 from shared_model.vocabulary import Vocabulary
 from shared_model.vocabulary_rules import AgreementRules
 from sim.inprocess_grid import InProcessGrid
+from tests.hospital_client.policies import write_policy
 from tests.hospital_client.raw_tables import COLUMNS, write_tables
 from tests.hospital_client.test_egress import content_of
 from tests.sim import consortium
@@ -83,7 +84,14 @@ class RawConsortium:
         self.states += 1
         state = self.folder / "state" / str(self.states)
         return {
-            number: Place(raw, number, state / str(number), alone=True, is_raw=True, minimum_count=minimum_count)
+            number: Place(
+                raw,
+                number,
+                write_policy(state / str(number)),
+                alone=True,
+                is_raw=True,
+                minimum_count=minimum_count,
+            )
             for number, raw in self.raw.items()
         }
 

@@ -22,6 +22,7 @@ from shared_model.errors import TemptError
 from shared_model.files import read_json
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 from sim.inprocess_grid import InProcessGrid
+from tests.hospital_client.policies import write_policy
 from tests.hospital_client.raw_tables import write_tables
 from tests.server.raw_consortium import Listening, RawConsortium, agreed, make_tables, records_under, secrets
 from tests.sim import consortium
@@ -33,7 +34,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> RawConsortium:
 
 
 def places_of(raw: RawConsortium, folder: Path) -> dict[int, Place]:
-    return {h: replace(place, folder=folder / str(h)) for h, place in raw.places().items()}
+    return {h: replace(place, folder=write_policy(folder / str(h))) for h, place in raw.places().items()}
 
 
 def federation(run: Path, **more: Any) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def test_a_federation_from_raw_tables_gives_the_bits_of_one_on_prepared_records(
 ) -> None:
     options = PreparationOptions(min_records=10, top_medications=9, top_procedures=11)
     prepare(raw.all, tmp_path / "dataset", options)
-    places = {h: Place(tmp_path / "dataset", h, tmp_path / str(h), alone=True) for h in raw.raw}
+    places = {h: Place(tmp_path / "dataset", h, write_policy(tmp_path / str(h)), alone=True) for h in raw.raw}
     expected = run_federation(
         InProcessGrid(places, None), federation(tmp_path / "run", vocabulary=str(tmp_path / "dataset"))
     )

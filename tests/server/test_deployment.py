@@ -19,6 +19,7 @@ import pytest
 
 from shared_model.files import read_json, write_json
 from sim.cli import run as tempt
+from tests.hospital_client.policies import write_policy
 from tests.server.processes import Network, assert_same, simulated
 from tests.server.raw_consortium import RawConsortium, make_tables
 from tests.sim import consortium
@@ -142,7 +143,7 @@ def test_without_tls_on_the_loopback_it_runs_too_and_a_killed_launch_leaves_no_p
     network.start(
         "hospital-8",
         *("hospital", "launch", "--insecure", "--superlink", f"127.0.0.1:{network.port}", "--partition", network.data),
-        *("--hospital-id", "8", "--state", network.root / "hospital-8"),
+        *("--hospital-id", "8", "--state", write_policy(network.root / "hospital-8")),
     )
     network.wait(lambda: not network.running(), "the end")
     assert network.processes["server"].returncode == 0, network.said("server")

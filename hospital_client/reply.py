@@ -1,0 +1,56 @@
+"""What is to leave a hospital, and what of it stands on too few records to leave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hospital_client.policy import Policy
+
+_OF_TEST = re.compile(r".*\.(records|prauc|jaccard|f1|medications)")
+_OF_VALIDATION = re.compile(r"score-sum|.*\.best_epoch")
+_OF_TRAINING = re.compile("loss")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is to leave the hospital.
+
+    Attributes:
+        parts: the training, validation and test records that it stands on; these numbers do not leave.
+    """
+
+    numbers: Mapping[str, int | float]
+    arrays: Mapping[str, NDArray[np.generic]]
+    control: Mapping[str, NDArray[np.generic]]
+    texts: Mapping[str, str]
+    codes: Mapping[str, list[str]] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+
+def without_too_few(kind: str, reply: Reply, policy: Policy) -> Reply:
+    """A reply without what stands on fewer records than the policy asks for.
+
+    In the place of each such part's numbers the least number of records is told, `least-test` and the like: so the
+    server knows that they are too few. A greeting tells all three, as nothing else of them leaves then.
+    """
+    least = {
+        "train": policy.least_training_records,
+        "validation": policy.least_validation_records,
+        "test": policy.least_test_records,
+    }
+    if kind == "hello":
+        return replace(reply, numbers={**reply.numbers, **{f"least-{part}": of for part, of in least.items()}})
+    few = {part for part, records in reply.parts.items() if records < least[part]}
+    of_few = [{"train": _OF_TRAINING, "validation": _OF_VALIDATION, "test": _OF_TEST}[part] for part in sorted(few)]
+    numbers = {n: value for n, value in reply.numbers.items() if not any(of.fullmatch(n) for of in of_few)}
+    numbers |= {f"least-{part}": least[part] for part in sorted(few)}
+    if "train" not in few:
+        return replace(reply, numbers=numbers)
+    if "num-examples" in numbers:
+        numbers["num-examples"] = 0
+    return replace(reply, numbers=numbers, arrays={}, control={})
