@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hospital_client.csv_table import Positions
+from hospital_client.csv_blocks import Positions
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Raw eICU tables to records: rules 0 to 5 of the preparation (Section 4.1.1 of the paper, made exact).
 
 0. Rows of stays that `patient` lacks are dropped.
-1. A code is its field without white space at both ends; a row without one is dropped.
+1. A code is its field without white space at both ends; a row without one is dropped, and so is one whose code is NA,
+   NULL, None or nan in any case: these are missing values, and counted.
 2. (stay, code) counts once in each table.
 3. The most frequent procedures and medications are kept, ties going to the smaller code; all diagnoses are kept.
 4. Stays with a diagnosis, a procedure and a medication left are records; hospitals with enough of them are kept.
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 
 from hospital_client.attrition import AttritionStep, Stays, Trail
-from hospital_client.csv_table import Positions
-from hospital_client.eicu_tables import TABLES, Entries, Mask, Tables, read_tables
+from hospital_client.csv_blocks import Positions
+from hospital_client.csv_table import Mask
+from hospital_client.eicu_tables import Entries, Tables, read_tables
 from hospital_client.leak_audit import Share, names_a_drug
 from hospital_client.preparation_options import PreparationOptions
+from hospital_client.raw_folder import TABLES
 from shared_model.errors import TemptError
 from shared_model.records import CodeSets, Dataset, RecordSet
 from shared_model.vocabulary import Vocabulary

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hospital_client.attrition import Stays, Trail
-from hospital_client.csv_table import CsvTable, Positions, read_csv_table, shown
+from hospital_client.csv_blocks import Positions
+from hospital_client.csv_header import shown
+from hospital_client.csv_table import CsvTable, Mask, read_csv_table
 from hospital_client.leak_audit import EARLY_HOURS, Share, drug_words, names_a_drug
 from hospital_client.preparation_options import PreparationOptions
+from hospital_client.raw_folder import find_tables
 from shared_model.errors import TemptError
 from shared_model.vocabulary_rules import most_frequent, most_frequent_names, names_of_most_hospitals
 
-TABLES = ("patient", "diagnosis", "treatment", "medication")
 _STAY = "patientunitstayid"
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -159,27 +158,6 @@ class Tables:
         return is_record
 
 
-def find_tables(raw: Path) -> dict[str, Path]:
-    """The file of each raw table.
-
-    Raises:
-        TemptError: the directory or a table is missing, or a table is there both plain and compressed.
-    """
-    if not raw.exists():
-        raise TemptError(f"{raw}: no such directory; expected one with the raw eICU tables {', '.join(TABLES)}")
-    if not raw.is_dir():
-        raise TemptError(f"{raw}: is a file; expected a directory with the raw eICU tables {', '.join(TABLES)}")
-    found = {}
-    for table in TABLES:
-        there = [path for path in (raw / f"{table}.csv", raw / f"{table}.csv.gz") if path.is_file()]
-        if not there:
-            raise TemptError(f"{raw}: has no table {table}; expected {table}.csv or {table}.csv.gz; add the file")
-        if len(there) == 2:
-            raise TemptError(f"{raw}: has both {table}.csv and {table}.csv.gz; expected one of them; move one away")
-        found[table] = there[0]
-    return found
-
-
 def read_tables(raw: Path, options: PreparationOptions, *, hospital: int | None = None) -> Tables:
     """The tables of a directory.
 
@@ -250,6 +228,20 @@ def _known(table: CsvTable, name: str, trail: Trail) -> Positions:
     return stay
 
 
+def _with_code(table: CsvTable, column: str, name: str, stay: Positions, code: Positions, trail: Trail) -> Mask:
+    """Rule 1: the rows with a code; those with a word for a missing value in its place are counted word by word."""
+    words = table.missing(column)
+    left: Mask = (stay >= 0) & (code >= 0)
+    for rows in words.values():
+        left |= (stay >= 0) & rows
+    trail.add(name, "with a code", stay[left])
+    for word, rows in words.items():
+        if (left & rows).any():
+            left &= ~rows
+            trail.add(name, f"code is not {word}", stay[left])
+    return left
+
+
 def _read_medications(
     path: Path, trail: Trail, options: PreparationOptions
 ) -> tuple[Entries, DrugNames, frozenset[str]]:
@@ -259,8 +251,7 @@ def _read_medications(
     codes, code = table.integers("drughiclseqno")
     names, name = table.texts("drugname")
     words = drug_words(names[number] for number in np.unique(name[(stay >= 0) & (name >= 0)]))
-    left = (stay >= 0) & (code >= 0)
-    trail.add("medication", "with a code", stay[left])
+    left = _with_code(table, "drughiclseqno", "medication", stay, code, trail)
     for column in cancelled:
         left &= ~_is_cancelled(table, column)
         trail.add("medication", "not cancelled", stay[left])
@@ -313,8 +304,7 @@ def _read_inputs(
     # Ascending: how many of the distinct offsets are within a number of hours is where the later ones begin.
     early = int(np.searchsorted(minutes, EARLY_HOURS * 60, side="right"))
     late = Share(int((offset[stay >= 0] >= early).sum()), int((stay >= 0).sum()))
-    left = (stay >= 0) & (code >= 0)
-    trail.add(name, "with a code", stay[left])
+    left = _with_code(table, code_column, name, stay, code, trail)
     if options.observation_window_hours is not None:
         left &= offset < np.searchsorted(minutes, options.observation_window_hours * 60, side="right")
         trail.add(name, f"within {options.observation_window_hours:g} hours", stay[left])

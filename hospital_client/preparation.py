@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hospital_client.eicu import extract_agreed, extract_records
-from hospital_client.eicu_tables import find_tables
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import Report, make_report
+from hospital_client.raw_folder import find_tables
 from shared_model.errors import TemptError
 from shared_model.files import check_place, new_directory, private_directory, read_json, write_json, write_text
 from shared_model.records import Dataset, write_records

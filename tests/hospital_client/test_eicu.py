@@ -126,6 +126,94 @@ def test_extract_small_consortium_by_hand(tmp_path: Path) -> None:
     assert extraction.drug_procedure_codes == Share(2, 4)
 
 
+def test_missing_values_were_codes_of_every_stay_and_are_counted_word_by_word(tmp_path: Path) -> None:
+    more: dict[str, list[tuple[object, ...]]] = {
+        "diagnosis": [(1, "NA", 0), (2, " na ", 0), (2, "Null", 0), (4, "NONE", 0), (5, "nan", 0), (9, "NA", 0)],
+        "treatment": [(stay, "null", 0) for stay in range(1, 6)],
+        "medication": [
+            (1, "NaN", "ASPIRIN", "No"),
+            (4, "None", "", "No"),
+            (4, "30", " Null ", "No"),
+            (9, "x", "", "No"),
+        ],
+    }
+    more["medication"].pop()  # a word that is none of them is no whole number, also of a stay that nobody knows
+    raw = write_tables(tmp_path, CONSORTIUM | {table: CONSORTIUM[table] + rows for table, rows in more.items()})
+    extraction = extract_records(raw, PreparationOptions(min_records=1))
+    plain = extract_records(write_tables(tmp_path / "plain"), PreparationOptions(min_records=1))
+    assert records_of(extraction) == records_of(plain)
+    assert extraction.dataset.vocabulary == plain.dataset.vocabulary
+    assert steps_of(extraction, "diagnosis")[:7] == [
+        ("in the table", 14, 6, 4, 2),
+        ("stays in patient", 12, 5, 4, 2),
+        ("with a code", 11, 5, 4, 2),
+        ("code is not NA", 9, 5, 4, 2),
+        ("code is not NULL", 8, 5, 4, 2),
+        ("code is not None", 7, 5, 4, 2),
+        ("code is not nan", 6, 5, 4, 2),
+    ]
+    assert steps_of(extraction, "treatment")[1:4] == [
+        ("stays in patient", 9, 5, 4, 2),
+        ("with a code", 9, 5, 4, 2),
+        ("code is not NULL", 4, 4, 3, 2),
+    ]
+    assert steps_of(extraction, "medication")[1:5] == [
+        ("stays in patient", 10, 5, 4, 2),
+        ("with a code", 9, 5, 4, 2),
+        ("code is not None", 8, 5, 4, 2),
+        ("code is not nan", 7, 5, 4, 2),
+    ]
+    assert extraction.drug_treatment_rows == plain.drug_treatment_rows
+
+
+@pytest.mark.parametrize("code", ["N/A", "nana", "None of these", "0", "-"])
+def test_a_text_that_only_looks_like_a_missing_value_is_a_code(tmp_path: Path, code: str) -> None:
+    raw = write_tables(tmp_path, CONSORTIUM | {"diagnosis": [*CONSORTIUM["diagnosis"], (1, code, 0)]})
+    assert code in extract_records(raw, PreparationOptions(min_records=1)).dataset.vocabulary.diagnoses
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "message"),
+    [
+        ("patient", (6, 11, "NULL"), r"patient.csv: line 7, column uniquepid: found 'NULL', expected a patient's"),
+        ("patient", (6, "na", "E"), r"patient.csv: line 7, column hospitalid: found 'na', expected a hospital"),
+        (
+            "diagnosis",
+            ("None", "401.9", 0),
+            r"diagnosis.csv: line 10, column patientunitstayid: found 'None', expected",
+        ),
+        (
+            "treatment",
+            (1, "a|b", "nan"),
+            r"treatment.csv: line 6, column treatmentoffset: found 'nan', expected minutes",
+        ),
+    ],
+)
+def test_a_missing_value_where_none_may_be_is_refused(
+    tmp_path: Path, table: str, row: tuple[object, ...], message: str
+) -> None:
+    raw = write_tables(tmp_path, CONSORTIUM | {table: [*CONSORTIUM[table], row]})
+    with pytest.raises(TemptError, match=message):
+        extract_records(raw, PreparationOptions(min_records=1))
+
+
+@pytest.mark.parametrize(
+    "code", ["inf", "-Infinity", "1e400", "2812.5", "9223372036854775808", "9" * 400, "0x1f", "1_0"]
+)
+def test_a_medication_that_is_no_whole_number_is_refused_with_its_line(tmp_path: Path, code: str) -> None:
+    raw = write_tables(tmp_path, CONSORTIUM | {"medication": [*CONSORTIUM["medication"], (1, code, "", "No")]})
+    with pytest.raises(TemptError, match=r"medication\.csv: line 9, column drughiclseqno: found '.*, expected a whole"):
+        extract_records(raw, PreparationOptions(min_records=1))
+
+
+def test_medications_of_every_whole_number_are_kept_as_they_are(tmp_path: Path) -> None:
+    codes = ["-0", "+5", "00030.00", "9223372036854775807.0", "-9223372036854775808"]
+    rows = [(1, code, "", "No") for code in codes]
+    raw = write_tables(tmp_path, CONSORTIUM | {"medication": [*CONSORTIUM["medication"], *rows]})
+    found = extract_records(raw, PreparationOptions(min_records=1)).dataset.vocabulary.medications
+    assert found == (-(2**63), 0, 5, 30, 40, 2**63 - 1)
+
+
 def test_extract_min_records_leaves_out_the_small_hospital_and_its_codes(tmp_path: Path) -> None:
     extraction = extract_records(write_tables(tmp_path), PreparationOptions(min_records=3))
     assert [record[:3] for record in records_of(extraction)] == [(11, 1, 1), (11, 2, 0), (11, 3, 1)]
@@ -201,17 +289,20 @@ def _padded(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.builds(lambda before, text, after: before + text + after, _SPACES, texts, _SPACES)
 
 
-_HICL = _padded(st.sampled_from(["", "2", "2.0", "10", "10.00", "9", "-3", "9007199254740993", "9007199254740992.0"]))
+_HICL = _padded(
+    st.sampled_from(["", "2", "2.0", "10", "10.00", "9", "-3", "9007199254740993", "9007199254740992.0", "nan"])
+)
 _TABLES = st.fixed_dictionaries(
     {
         "patient": st.lists(
             st.tuples(st.integers(1, 2), _padded(st.sampled_from(["p", "q", "P", "é"]))), min_size=2, max_size=6
         ).map(lambda rows: [(stay, *row) for stay, row in enumerate(rows, start=1)]),
         "diagnosis": st.lists(
-            st.tuples(_STAYS, _padded(st.sampled_from(["", "I10", "401.9, I10", "i10"])), _OFFSETS), min_size=8
+            st.tuples(_STAYS, _padded(st.sampled_from(["", "I10", "401.9, I10", "i10", "NA", "None"])), _OFFSETS),
+            min_size=8,
         ),
         "treatment": st.lists(
-            st.tuples(_STAYS, _padded(st.sampled_from(["", "a|b", "a|é", "a", "B"])), _OFFSETS), min_size=8
+            st.tuples(_STAYS, _padded(st.sampled_from(["", "a|b", "a|é", "a", "B", "null"])), _OFFSETS), min_size=8
         ),
         "medication": st.lists(
             st.tuples(_STAYS, _HICL, _padded(st.sampled_from(["", "aspirin", "ASPIRIN", "x\ny"])), st.just("No")),
@@ -287,6 +378,7 @@ def oracle(
         with open(raw / f"{table}.csv", newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    missing = ("", "na", "null", "none", "nan")
     hospital = {int(row["patientunitstayid"]): int(row["hospitalid"]) for row in rows("patient")}
     patient = {int(row["patientunitstayid"]): row["uniquepid"].strip() for row in rows("patient")}
 
@@ -294,7 +386,7 @@ def oracle(
         found = set()
         for row in rows(table):
             stay, code = int(row["patientunitstayid"]), row[column].strip()
-            if stay in hospital and code:  # rules 0 and 1
+            if stay in hospital and code.lower() not in missing:  # rules 0 and 1
                 found.add((stay, code))  # rule 2
         return found
 
@@ -321,7 +413,7 @@ def oracle(
     for row in rows("medication"):
         code, name = row["drughiclseqno"].strip(), row["drugname"].strip()
         there = hospital.get(int(row["patientunitstayid"]), -1)
-        if there in left and code and name:
+        if there in left and code not in missing and name:
             names[int(code.split(".")[0]), there][name] += 1
     votes: dict[int, Counter[str]] = defaultdict(Counter)
     for (medication, _), counts in names.items():

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sim.cli import run as tempt
-from tests.sim import consortium
 from tests.sim.command import Capture, mistake, unchanged
 from tests.sim.consortium import assigned
 
@@ -53,6 +52,11 @@ def damage_truncated(raw: Path) -> None:
     (raw / "diagnosis.csv.gz").write_bytes(packed[:-20])
 
 
+def damage_renamed(raw: Path) -> None:
+    for table in ROWS:
+        (raw / f"{table}.csv").rename(raw / f"{table}.parquet")
+
+
 def damage_not_gzip(raw: Path) -> None:
     (raw / "diagnosis.csv").rename(raw / "diagnosis.csv.gz")
 
@@ -73,6 +77,12 @@ def changed(table: str, row: int, column: int, value: str) -> Callable[[Path], N
 BAD_TABLES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "missing table": (damage_missing, ["treatment"]),
     "missing column": (changed("medication", 0, 1, "hicl"), ["medication.csv", "drughiclseqno"]),
+    "Parquet tables": (damage_renamed, ["patient.parquet", "expected patient.csv"]),
+    "semicolons": (damage("patient", text_of("patient").replace(",", ";")), ["patient.csv", "separated by ';'"]),
+    "tabs": (damage("treatment", text_of("treatment").replace(",", "\t")), ["treatment.csv", "separated by a tab"]),
+    "web page": (damage("diagnosis", "<!DOCTYPE html>\n<title>Log in</title>\n"), ["diagnosis.csv", "a web page"]),
+    "text after a quote": (damage("diagnosis", text_of("diagnosis") + '3,"401.9"x,1\n'), ["diagnosis.csv: line 22:"]),
+    "infinity as a medication": (changed("medication", 5, 1, "inf"), ["medication.csv: line 6", "found 'inf'"]),
     "truncated gzip": (damage_truncated, ["diagnosis.csv.gz"]),
     "no gzip": (damage_not_gzip, ["diagnosis.csv.gz"]),
     "empty table": (damage("treatment", ""), ["treatment.csv"]),
@@ -136,6 +146,28 @@ def test_prepare_and_simulate_go_from_raw_tables_to_the_table(tmp_path: Path, ca
     assert "treatment.csv" in line
 
 
+def test_tables_in_upper_case_and_with_missing_values_give_the_same_dataset(tmp_path: Path, capsys: Capture) -> None:
+    """What is missing is counted in what `prepare` prints and in dataset.json."""
+    plain, upper = write_raw(tmp_path / "plain"), tmp_path / "UPPER"
+    upper.mkdir()
+    for table, rows in ROWS.items():
+        missing = [["1", "Null", *rows[1][2:]]] * 3 if table in ("diagnosis", "medication") else []
+        text = text_of(table, [[name.upper() for name in rows[0]], *rows[1:], *missing])
+        (upper / f"{table.upper()}.CSV").write_text(text)
+    for raw in (plain, upper):
+        capsys.readouterr()
+        assert tempt(["prepare", str(raw), str(tmp_path / f"dataset-{raw.name}"), "--min-records", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed if "NULL" in line] == [
+        ["code", "is", "not", "NULL:", "removes", "3", "0", "0", "0"]
+    ] * 2
+    about = [json.loads((tmp_path / f"dataset-{name}" / "dataset.json").read_text()) for name in ("plain", "UPPER")]
+    assert about[0]["digest"] == about[1]["digest"]
+    assert "NULL" not in str(about[0]["attrition"])
+    found = [(step["table"], step["removed"]["rows"]) for step in about[1]["attrition"] if "NULL" in step["step"]]
+    assert found == [("diagnosis", 3), ("medication", 3)]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     yield
@@ -151,15 +183,3 @@ def test_prepare_says_how_many_hospitals_it_left_out(tmp_path: Path, capsys: Cap
     assert tempt(["prepare", str(raw), str(tmp_path / "some"), "--min-records", "5"]) == 0
     note = "note: 1 hospital has fewer than 5 records and was left out; a smaller --min-records keeps it\n"
     assert capsys.readouterr().err.endswith(note)
-
-
-@pytest.mark.slow
-def test_a_process_that_ends_with_a_truncated_table_was_aborted_in_every_other_case(tmp_path: Path) -> None:
-    """What pyarrow read ahead, in a thread of its own, was still at it when Python ended."""
-    assert tempt(["synth", str(tmp_path / "raw"), "--profile", "small"]) == 0
-    table = tmp_path / "raw" / "diagnosis.csv.gz"
-    table.write_bytes(table.read_bytes()[:2000])
-    for _ in range(6):
-        done = consortium.call("prepare", tmp_path / "raw", tmp_path / "dataset", "--min-records", "50")
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1].startswith(f"error: {table}: the gzip data are damaged"), done.stderr
