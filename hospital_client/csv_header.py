@@ -50,9 +50,6 @@ def other_separator(path: Path, line: str) -> TemptError | None:
 
 
 def _missing(path: Path, header: Sequence[str], name: str, columns: Sequence[str]) -> TemptError:
-    near = get_close_matches(name, header, n=1) or header[:3]
-    more = ", ..." if len(near) > 1 and len(header) > len(near) else ""
-    return TemptError(
-        f"{path}: line 1: has no column {name} (it has {', '.join(map(shown, near))}{more}); expected"
-        f" {', '.join(columns)}; add the column"
-    )
+    near = get_close_matches(name, header, n=1)
+    hint = f" (it has {shown(near[0])})" if near else ""
+    return TemptError(f"{path}: line 1: has no column {name}{hint}; expected {', '.join(columns)}; add the column")

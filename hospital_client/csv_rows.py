@@ -17,8 +17,8 @@ from pathlib import Path
 from shared_model.errors import TemptError, printable
 
 MOST_BYTES = 1 << 28
-"""Of one row; also of a field, for which `csv` has a limit of its own, 131,072 characters, for the whole process."""
-csv.field_size_limit(MOST_BYTES)
+"""Of one row."""
+csv.field_size_limit((1 << 31) - 1)  # of the whole process; 131,072 characters otherwise, which a note may exceed
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
 _FIELD = re.compile(rb'"[^"]*(?:""[^"]*)*"?|[^,\r\n]*')
