@@ -23,7 +23,7 @@ case "$(basename "$0") $*" in
 *' --dry-run'*) exec $PROBE ;;
 'uv '*) exec $UV ;;
 nvidia-smi*) exec $DRIVER ;;
-*' --group dev '*) echo 'Collecting pandas==3'; echo 'noise'; echo '  Downloading pandas.whl (12.3 MB)'; exec $PIP_ENDS ;;
+*' --group dev '*) printf 'Collecting pandas==3\\nnoise\\n  Downloading pandas.whl (12.3 MB)\\n'; exec $PIP_ENDS ;;
 'tempt '*'--resume') exit "$RESUME" ;;
 esac
 exit 0
