@@ -1,6 +1,6 @@
 # TEMPT: `make` lists the targets.
 #   PYTHON=...       the interpreter that makes .venv (3.11 or newer)
-#   TORCH_INDEX=URL  where pip takes torch from, instead of its own settings
+#   TORCH_INDEX=URL  where pip takes torch from; without: PyTorch's own index, else what pip's settings say
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -13,14 +13,67 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 TORCH_INDEX ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := .venv/installed-in
+UNFINISHED := .venv/unfinished
 
 # The stamp holds the folder's name: an environment that was copied or moved is made anew, as it would run the old code.
 ifneq ($(shell test -e $(STAMP) && test "$$(cat $(STAMP))" != "$$(pwd -P)" && echo moved),)
 MOVED := yes
 .PHONY: $(STAMP)
 endif
+
+# What fills .venv. pip does it, with its own settings, but for torch, which pip can't choose by the machine: on Linux the
+# ordinary index has builds of several GB for GPUs. uv can, from PyTorch's index; where that does not answer within
+# seconds, and where pip is told of one index alone or none, torch is what pip finds.
+define FILL
+set -e
+shown() { # a command of pip's, with those of its lines that say how far it is
+	{ "$$@" || echo failed; } | while IFS= read -r line; do
+		case "$$line" in
+		failed) exit 1 ;;
+		Collecting*|*Downloading*|*Building*) printf '  %s\n' "$${line#"$${line%%[! ]*}"}" ;;
+		Installing*) echo '  Installing what was collected' ;;
+		esac
+	done
+}
+uv_torch() { # torch alone: what it needs is pip's affair
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend "$$backend" "$$@" "$$torch"
+}
+answers() { # whether PyTorch's index has it: tried once, within seconds
+	test "$$(uname -s)" = Linux || return 1
+	if $(PIP) config list 2>/dev/null | grep -Eq '\.(index-url|no-index)='; then return 1; fi
+	export UV_HTTP_RETRIES="$${UV_HTTP_RETRIES:-0}" UV_HTTP_TIMEOUT="$${UV_HTTP_TIMEOUT:-10}"
+	uv_torch --dry-run >/dev/null 2>&1 & probe=$$!
+	{ sleep 30; kill $$probe; } >/dev/null 2>&1 & clock=$$!
+	if wait $$probe; then found=0; else found=1; fi
+	kill $$clock 2>/dev/null || :
+	return $$found
+}
+torch="$$(grep '^torch==' constraints.txt)"
+if nvidia-smi >/dev/null 2>&1 || test -e /proc/driver/nvidia/version; then build='its NVIDIA driver' backend=auto
+else build='CPUs, as it has no NVIDIA driver' backend=cpu; fi
+backend="$${UV_TORCH_BACKEND:-$$backend}"
+echo 'Setting up .venv, which takes some minutes. First pip and uv:'
+shown $(PIP) install --constraint constraints.txt pip uv
+taken=
+if test -n "$$TORCH_INDEX"; then
+	echo "torch, from $$TORCH_INDEX:"
+	shown $(PIP) install --index-url "$$TORCH_INDEX" "$$torch"
+	taken=yes
+elif (answers); then
+	echo "torch for this machine ($$build), from PyTorch's index:"
+	if uv_torch; then taken=yes; fi
+fi
+if test -z "$$taken"; then
+	echo "torch, the build that pip finds (make setup TORCH_INDEX=URL takes it from another index):"
+	shown $(PIP) install --constraint constraints.txt "$$torch"
+fi
+echo 'The other packages of constraints.txt:'
+shown $(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[ray,report]'
+$(PIP) check >/dev/null
+endef
+export FILL
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -32,19 +85,26 @@ $(STAMP): pyproject.toml constraints.txt
 		echo 'error: "$(PYTHON)" is not Python 3.11 or newer; install Python 3.11, or name one: make setup PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
-	@echo 'Setting up .venv: torch and the other packages of constraints.txt; this takes some minutes.'
-	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
-	@$(PIP) install --constraint constraints.txt pip
-# torch first and alone: only it may come from another index, whose other packages need not be the pinned ones.
-	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint constraints.txt) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt --build-constraint constraints.txt --group dev --editable '.[ray,report]'
-	@$(PIP) check >/dev/null
+# What an interrupted one left may be half a package: it is made anew, from what pip has in its cache.
+	@if test -e $(UNFINISHED) || test -n "$(MOVED)"; then rm -rf .venv; fi
+	@mkdir -p .venv && rm -f $(STAMP) && touch $(UNFINISHED)
+	@"$(PYTHON)" -m venv .venv
+	@TORCH_INDEX="$(TORCH_INDEX)" sh -c "$$FILL"
+	@rm -f $(UNFINISHED)
 	@pwd -P > $(STAMP)
 	@case "$$(pwd -P)" in *' '*) echo 'note: this path has a blank, which servers of Flower (tempt server launch, flwr run) do not take' ;; esac
 	@echo 'Done: $(BIN)/tempt --help'
 
+# An unfinished one is gone on with; what can't be (status 2: other settings, another version) is made anew, as a
+# finished one is.
 demo: setup ## the main job on a made-up consortium (under 5 minutes)
-	@$(BIN)/tempt simulate centralized --out runs/demo --force
+	@if test -e runs/demo/config.json && ! test -e runs/demo/results.json; then \
+		echo 'runs/demo is unfinished; going on with it'; \
+		$(BIN)/tempt simulate centralized --out runs/demo --resume; status=$$?; \
+		test $$status = 2 || exit $$status; \
+		echo 'it is made anew'; \
+	fi; \
+	$(BIN)/tempt simulate centralized --out runs/demo --force
 
 deploy: setup ## deploy/: what docker-compose.yml mounts, with three made-up hospitals
 	@$(BIN)/python -m sim.deploy_folder deploy

@@ -1,5 +1,6 @@
-"""The same network trained the plain way, for `sim/bench.py` to measure against: torch's own encoder layer, every set
-padded to the longest there can be, every position computed in every layer, a DataLoader over single records.
+"""The same network trained the plain way, for `sim/bench.py` to measure against: torch's own encoder layer, sets padded
+to one length, every position computed in every layer, a DataLoader over single records. The length is that of the
+batch's longest set, as most would write it, or that of the longest set there can be.
 
 It starts from the weights of `shared_model`'s network and has its losses, so that with the same masks and without
 dropout both give the same loss. What torch's layer has beyond Eq. 2 and Eq. 4 is off: the biases of attention stay 0,
@@ -56,9 +57,13 @@ class Batch(NamedTuple):
 
 
 class PretrainingCollate:
-    """Pads, and masks codes by the numbers that the fast way would draw from this generator."""
+    """Pads, and masks codes by the numbers that the fast way would draw from this generator.
 
-    def __init__(self, rows: TokenRows, longest: int, fraction: float, generator: torch.Generator) -> None:
+    Args:
+        longest: the codes to which every set is padded; None: as many as the batch's longest set has.
+    """
+
+    def __init__(self, rows: TokenRows, longest: int | None, fraction: float, generator: torch.Generator) -> None:
         self._rows, self._longest, self._fraction, self._generator = rows, longest, fraction, generator
 
     def __call__(self, items: Sequence[Item]) -> Batch:
@@ -80,9 +85,9 @@ class PretrainingCollate:
 
 
 class TuningCollate:
-    """Pads, and makes the labels of medications."""
+    """Pads as `PretrainingCollate` does, and makes the labels of medications."""
 
-    def __init__(self, rows: TokenRows, longest: int, medications: int) -> None:
+    def __init__(self, rows: TokenRows, longest: int | None, medications: int) -> None:
         self._padding, self._longest, self._width = rows.first_prompt, longest, medications
 
     def __call__(self, items: Sequence[Item]) -> Batch:
@@ -214,7 +219,8 @@ def _each(sets: CodeSets, first: int) -> list[Tensor]:
     return list((sets.codes + first).split(sets.lengths.tolist()))
 
 
-def _padded(sets: Sequence[Tensor], longest: int, padding: int) -> Tensor:
+def _padded(sets: Sequence[Tensor], longest: int | None, padding: int) -> Tensor:
+    longest = max(map(len, sets)) if longest is None else longest
     tokens = torch.full((len(sets), longest + 1), padding)
     tokens[:, 0] = CLS
     for row, own in enumerate(sets):
