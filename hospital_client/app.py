@@ -33,7 +33,7 @@ from hospital_client.preparation import prepare_agreed
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.watchdog import time_limit, work_limit
 from shared_model.batching import TokenRows
-from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system
+from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system, printable
 from shared_model.fitting import stamp_of
 from shared_model.pretraining import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM
@@ -128,7 +128,7 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
                 hospital = 0 if place is None else place.hospital
-                log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
+                log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, printable(error))
                 if place is not None:
                     with suppress(OSError):  # it leaves all the same: else nobody would learn of a full disk
                         egress.record(place.ledger(), kind, 0, {}, {}, {"error": where})

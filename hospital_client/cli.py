@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 
 if TYPE_CHECKING:
     from hospital_client.launch import HospitalPlace
@@ -56,7 +56,7 @@ def launch(
     )
     if insecure:
         print("warning: --insecure: nothing is encrypted, and nobody's identity is checked", file=sys.stderr)
-    keep_running(place, lambda line: print(line, file=sys.stderr, flush=True))
+    keep_running(place, lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 @app.command("check")
@@ -82,9 +82,9 @@ def check(
     )
     troubles = 0
     for finding in look(place):
-        print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {finding.found}")
+        print(f"{'ok   ' if finding.well else 'WRONG'}  {finding.what:<13} {printable(finding.found)}")
         if finding.mend:
-            print(f"{'':<21}-> {finding.mend}")
+            print(f"{'':<21}-> {printable(finding.mend)}")
         troubles += not finding.well
     if troubles:
         raise typer.Exit(2)

@@ -21,7 +21,7 @@ from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
-from shared_model.files import locked, private_directory
+from shared_model.files import locked, parsed, private_directory
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
@@ -138,9 +138,8 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
             status = node.keep()
             why = None
             if refused.exists():
-                why = (
-                    f"the server's code was refused: {refused.read_text(encoding='utf-8').strip()}; install its version"
-                )
+                found = refused.read_text(encoding="utf-8", errors="replace").strip()
+                why = f"the server's code was refused: {found}; install its version"
                 refused.unlink()
             elif status is not None:
                 ended = node.last_words(reason) or f"exit status {status}"
@@ -177,7 +176,14 @@ class _Ledger:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [_in_words(json.loads(line)) for line in whole.splitlines()]
+        return [_told(line) for line in whole.splitlines()]
+
+
+def _told(line: bytes) -> str:
+    try:
+        return _in_words(parsed(line.decode()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "answered something: its line in the ledger is damaged"
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:

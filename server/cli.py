@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from server import options
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The server of a federation.")
 
@@ -39,7 +39,7 @@ def keys(
     if not ids or min(ids) < 1 or len(set(ids)) < len(ids):
         raise TemptError(f"--hospitals {hospitals}: expected different whole numbers from 1 on, such as 5,7")
     make_keys(directory, [host.strip() for host in hosts.split(",") if host.strip()], ids, force=force)
-    print(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
+    print(f"Wrote keys for {len(ids)} hospitals to {printable(directory)}; its README.txt says who gets what.")
 
 
 @app.command("launch")
@@ -124,8 +124,8 @@ def launch(
     content = run_to_the_end(place, config, _say)
     for name, model in content["models"].items():
         means = ", ".join(f"{metric} {found['mean']:.4f}" for metric, found in model["summary"].items())
-        print(f"{name}: {means}")
-    print(f"Everything is in {out}: results.json, history.jsonl, checkpoints/.")
+        print(printable(f"{name}: {means}"))
+    print(f"Everything is in {printable(out)}: results.json, history.jsonl, checkpoints/.")
 
 
 @app.command("front")
@@ -181,13 +181,12 @@ def status(
     running, rows, lines, ended = Network.of_run(run).status()
     if ended is not None:
         how = "well" if ended["status"] == 0 else f"with status {ended['status']}: {ended['error']}"
-        print(f"The run has ended {how}{f'; its table is in {run}/results.json' if ended['status'] == 0 else ''}.")
+        where = f"; its table is in {run}/results.json" if ended["status"] == 0 else ""
+        print(printable(f"The run has ended {how}{where}."))
     else:
         print("The server runs." if running else "The server does not run; this is what it last told.")
-    print("\n".join(status_table(rows)))
-    for line in lines[-3:]:
-        print(line)
+    print("\n".join(map(printable, [*status_table(rows), *lines[-3:]])))
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -108,7 +108,7 @@ def t_test_of_tempt(tempt: Mapping[str, Any], other: Mapping[str, Any]) -> dict[
             (tempt["seeds"][seed]["hospital_mean"][metric], values["hospital_mean"][metric])
             for seed, values in other["seeds"].items()
         ]
-        same = len({round(a - b, 15) for a, b in pairs}) == 1
+        same = any(None in pair for pair in pairs) or len({round(a - b, 15) for a, b in pairs}) == 1
         p = None if same else float(ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue)
         found[metric] = p
     return found

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 from shared_model.files import read_json, write_json
 
+_Code = TypeVar("_Code", str, int)
 Modality = Literal["diagnoses", "procedures", "medications"]
 
 
@@ -63,10 +64,10 @@ class Vocabulary:
             KeyError, TypeError, ValueError: they are none.
         """
         return Vocabulary(
-            diagnoses=tuple(str(code) for code in content["diagnoses"]),
-            procedures=tuple(str(code) for code in content["procedures"]),
-            medications=tuple(int(code) for code in content["medications"]),
-            medication_names=tuple(str(name) for name in content["medication_names"]),
+            diagnoses=_texts(content, "diagnoses"),
+            procedures=_texts(content, "procedures"),
+            medications=_numbers(content, "medications"),
+            medication_names=_texts(content, "medication_names", again=True),
         )
 
     @cached_property
@@ -86,9 +87,32 @@ class Vocabulary:
         found = positions.get(code.strip())
         if found is None:
             near = get_close_matches(code, positions, n=1, cutoff=0.0)
-            hint = f"; the nearest is '{near[0]}'" if near else ""
-            raise TemptError(f"{modality}: the vocabulary has no code '{code}'{hint}")
+            hint = f"; the nearest is '{printable(near[0])}'" if near else ""
+            raise TemptError(f"{modality}: the vocabulary has no code '{printable(code)}'{hint}")
         return found
+
+
+def _texts(content: Mapping[str, Any], name: str, *, again: bool = False) -> tuple[str, ...]:
+    """A list of texts, each of them once unless they may come again."""
+    found = content[name]
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{name} is no list of texts")
+    for text in found:
+        text.encode()  # half a character is no text
+    return _each_once(found, name) if not again else tuple(found)
+
+
+def _numbers(content: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    found = content[name]
+    if not isinstance(found, list) or not all(type(code) is int and abs(code) < 2**63 for code in found):
+        raise TypeError(f"{name} is no list of integers")
+    return _each_once(found, name)
+
+
+def _each_once(found: list[_Code], name: str) -> tuple[_Code, ...]:
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name} has a code twice")
+    return tuple(found)
 
 
 def digest_of(*lists: Sequence[str] | Sequence[int]) -> str:

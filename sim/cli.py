@@ -21,7 +21,7 @@ import typer.core
 
 from hospital_client import cli as hospital
 from server import cli as coordination
-from shared_model.errors import TemptError, of_the_system
+from shared_model.errors import TemptError, of_the_system, printable
 from sim.commands import data, recommend, simulate
 
 typer.core.HAS_RICH = False  # else plain help shows its default values behind a backslash
@@ -86,10 +86,10 @@ def run(arguments: list[str]) -> int:
     except TemptError as error:
         return _mistake(" ".join(str(error).splitlines()), error.status)
     except (KeyboardInterrupt, click.Abort):
-        print(f"interrupted{_kept(arguments)}", file=sys.stderr)
+        print(printable(f"interrupted{_kept(arguments)}"), file=sys.stderr)
         return 130
     except _Terminated:
-        print(f"ended by SIGTERM{_kept(arguments)}", file=sys.stderr)
+        print(printable(f"ended by SIGTERM{_kept(arguments)}"), file=sys.stderr)
         return 143
     except SystemExit as error:  # click's answer to a closed pipe
         if not isinstance(error.__context__, BrokenPipeError):
@@ -116,7 +116,7 @@ def _kept(arguments: list[str]) -> str:
 
 
 def _mistake(message: str, status: int = TemptError.status) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return status
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from hospital_client.partition import read_partition
 from server.keys import make_keys
-from shared_model.errors import TemptError
+from shared_model.errors import TemptError, printable
 from shared_model.files import new_directory, write_json
 from shared_model.records import write_records
 from shared_model.vocabulary import read_vocabulary, write_vocabulary
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = {"TEMPT_DEPLOY": str(given.folder.absolute())} if given.folder != Path("deploy") else {}
     named |= {f"HOSPITAL_{n}": str(h) for n, h in enumerate(hospitals, 1)} if tuple(hospitals) != HOSPITALS else {}
     words = [f"{name}={shlex.quote(value)}" for name, value in named.items()]
-    print(f"Wrote {given.folder} for hospitals {given.hospitals}. Next:\n")
+    print(f"Wrote {printable(given.folder)} for hospitals {given.hospitals}. Next:\n")
     print("\n".join([*(f"    export {word}" for word in words), "    docker compose up --build --detach"]))
     return 0
 

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from shared_model.errors import printable
+
 _LINE_SECONDS = 5.0
 
 
@@ -35,6 +37,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays."""
+        line = printable(line)
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
@@ -47,7 +50,7 @@ class Display:
             self.say(f"{done} of {total} fits were done before")
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -69,6 +72,7 @@ class Display:
         self._show(f"{label}: done")
 
     def _show(self, text: str) -> None:
+        text = printable(text)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
         elif time.monotonic() - self._spoke >= _LINE_SECONDS or self._done == self._total:

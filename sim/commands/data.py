@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared_model.errors import printable
 from sim.commands import options
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def synth(
     from sim.synthetic_raw import synthesize
 
     synthesize(raw, profile, hospitals=hospitals, records=records, seed=seed, force=force)
-    print(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {raw}.")
+    print(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {printable(raw)}.")
 
 
 def prepare(
@@ -62,7 +63,7 @@ def prepare(
         leave_out_cancelled_orders=leave_out_cancelled_orders,
     )
     report = make(raw, dataset, chosen, force=force)
-    print("\n".join(report_lines(report)))
+    print("\n".join(map(printable, report_lines(report))))
     if note := left_out_note(report, chosen):
         print(note, file=sys.stderr)
 

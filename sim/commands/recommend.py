@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from shared_model.errors import printable
+
 
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run directory, or a hospital's --state.")],
@@ -35,10 +37,10 @@ def recommend(
     recommended = [one for one in medications if one.recommended]
     print(f"{'HICL':>8}  {'probability':>11}  medication")
     for one in recommended:
-        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+        print(f"{one.medication:>8}  {one.probability:>11.3f}  {printable(one.name)}")
     rest = [one for one in medications if not one.recommended][:3]
     threshold = f"{threshold_of(run):g}"
     print(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
     for one in rest:
-        print(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+        print(f"{one.medication:>8}  {one.probability:>11.3f}  {printable(one.name)}")
     print("Research software: not for clinical use.")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared_model.errors import TemptError
-from shared_model.files import read_json, replacing
+from shared_model.errors import TemptError, printable
+from shared_model.file_forms import RunResults, read_form
+from shared_model.files import replacing
 from shared_model.results import RESULTS
 from sim.methods import method
 
@@ -104,8 +105,8 @@ def main() -> None:
     try:
         if not (given.run / RESULTS).is_file():
             raise TemptError(f"{given.run}: has no {RESULTS}; is it a run directory, and has the run ended?")
-        draw(read_json(given.run / RESULTS), given.picture)
-        print(f"Wrote {given.picture}.")
+        draw(read_form(given.run / RESULTS, RunResults, "not the results of a run"), given.picture)
+        print(f"Wrote {printable(given.picture)}.")
     except TemptError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
