@@ -35,7 +35,7 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.read_once import local_pretraining
 from hospital_client.reply import Reply, without_too_few
 from hospital_client.watchdog import time_limit, work_limit
-from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system
+from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system, printable
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import Settings
 from shared_model.transport import Transport
@@ -133,7 +133,7 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 if isinstance(error, Refused):  # which holds what the server asked and the policy, and no data
                     where = str(error)
                 hospital = 0 if place is None else place.hospital
-                log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, error)
+                log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, printable(error))
                 if place is not None:
                     with suppress(OSError):  # it leaves all the same: else nobody would learn of a full disk
                         egress.record(place.ledger(), kind, 0, {}, {}, {"error": where}, request=request)

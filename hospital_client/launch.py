@@ -6,7 +6,6 @@ lease of up to 60 seconds has run out.
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import time
@@ -24,7 +23,7 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.route import Route, Told
 from shared_model.addresses import Address, address_of, is_loopback
 from shared_model.errors import TemptError
-from shared_model.files import locked, private_directory
+from shared_model.files import locked, parsed, private_directory
 from shared_model.node_keys import fingerprint, public_key
 from shared_model.signs_of_life import LIMIT, Signs, touched
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
@@ -141,9 +140,8 @@ def _keep_running(place: HospitalPlace, route: Route, say: Callable[[str], None]
             status = node.keep()
             why = None
             if refused.exists():
-                why = (
-                    f"the server's code was refused: {refused.read_text(encoding='utf-8').strip()}; install its version"
-                )
+                found = refused.read_text(encoding="utf-8", errors="replace").strip()
+                why = f"the server's code was refused: {found}; install its version"
                 refused.unlink()
             elif status is not None:
                 ended = node.last_words(reason)
@@ -235,7 +233,14 @@ class _Ledger:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [_in_words(json.loads(line)) for line in whole.splitlines()]
+        return [_told(line) for line in whole.splitlines()]
+
+
+def _told(line: bytes) -> str:
+    try:
+        return _in_words(parsed(line.decode()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "answered something: its line in the ledger is damaged"
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError
-from shared_model.files import read_json
-from shared_model.records import RecordSet, Split, read_records, split_records
+from shared_model.records import RecordSet, Split, about_dataset, read_records, split_records
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 
 
@@ -41,7 +40,7 @@ def read_partition(directory: Path, hospital: int) -> Partition:
     Raises:
         TemptError: the directory has no such hospital, or a file of it is missing or damaged.
     """
-    about = read_json(directory / "dataset.json")
+    about = about_dataset(directory)
     path = records_file(directory, hospital)
     if not path.is_file():
         raise TemptError(f"{directory}: has no hospital {hospital}; name one whose folder is in {path.parent.parent}")

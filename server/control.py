@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
-from shared_model.files import private_directory, write_text
+from shared_model.files import check_file, private_directory, write_text
 from shared_model.supervision import flower_environment
 from shared_model.toml_value import toml_value
 
@@ -50,9 +50,16 @@ class Control:
     @classmethod
     def of_home(cls, home: Path) -> Control:
         """The one that `connect` has told Flower's commands of."""
-        found = tomllib.loads((home / "config.toml").read_text(encoding="utf-8"))["superlink"][_NAME]
-        certificates = found.get("root-certificates")
-        return cls(home, found["address"], None if certificates is None else Path(certificates))
+        path = home / "config.toml"
+        check_file(path)
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))["superlink"][_NAME]
+            address, certificates = str(found["address"]), found.get("root-certificates")
+            return cls(home, address, None if certificates is None else Path(certificates))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise TemptError(
+                f"{path}: can't be read ({error}); launch the server again, which writes it anew"
+            ) from None
 
     def connect(self) -> None:
         """Tell Flower's commands where the SuperLink is."""

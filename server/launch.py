@@ -20,10 +20,11 @@ from server.front import FrontPlace, check_keys
 from server.keys import CA, CERTIFICATE, KEY, SECRET, check_named
 from server.network import Network, facts_file, own_folder
 from server.run_config import RUN_CONFIG
-from server.told import STATUS
+from server.told import STATUS, read_status
 from shared_model import run_directory
 from shared_model.addresses import ALL, Address, address_of, host_of, is_loopback
 from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.file_forms import RunResults, read_form
 from shared_model.files import locked, private_directory, read_json, write_text
 from shared_model.results import RESULTS
 from shared_model.shipped_code import CLIENT_APP, SERVER_APP, shipped_files
@@ -99,9 +100,13 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
             }
             run_directory.compare(place.run, read_json(place.run / run_directory.CONFIG) | asked)
             say(f"{place.run}: this run is finished; for another one name another --out")
-            return read_json(place.run / RESULTS)
+            return _results(place.run)
         _check_free(place)
         return _launch(place, run_config, digest, say)
+
+
+def _results(run: Path) -> dict[str, Any]:
+    return read_form(run / RESULTS, RunResults, "delete it, and the same command writes it anew")
 
 
 def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str | None, say: Say) -> dict[str, Any]:
@@ -141,9 +146,9 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
             _until(control.answers, kept, "the SuperLink answers", say)
             status.unlink(missing_ok=True)
             last = _watch(control, control.submit(app), keep, status, say)
-            ended = read_json(status)["ended"] if status.exists() else None
+            ended = read_status(status)["ended"] if status.exists() else None
             if ended is not None and ended["status"] == 0:
-                return read_json(place.run / RESULTS)
+                return _results(place.run)
             if ended is not None:
                 kind = TooFewHospitals if ended["status"] == TooFewHospitals.status else TemptError
                 raise kind(str(ended["error"]))
@@ -263,7 +268,7 @@ def _watch(control: Control, run: str, keep: Callable[[], None], status: Path, s
     asked, said = time.monotonic(), 0
     while True:
         keep()
-        told = read_json(status) if status.exists() else {"lines_before": 0, "lines": [], "ended": None}
+        told = read_status(status) if status.exists() else {"lines_before": 0, "lines": [], "ended": None}
         for line in told["lines"][max(0, said - told["lines_before"]) :]:
             say(line)
         said = told["lines_before"] + len(told["lines"])

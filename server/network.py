@@ -10,13 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from server.control import Control
-from server.told import STATUS
+from server.told import STATUS, read_status
 from shared_model.errors import TemptError
-from shared_model.files import locked, private_directory, read_json, write_json
+from shared_model.file_forms import Form, Id, read_form
+from shared_model.files import locked, private_directory, write_json
 from shared_model.node_keys import binding, fingerprint, read_public
 from shared_model.shipped_code import code_digest
 
 _REGISTERED = "registered.json"
+
+
+class _Key(Form):
+    node: str
+    key: str
+    binding: str
+
+
+_Keys = dict[Id, _Key]
+
+
+class _Facts(Form):
+    vocabulary: str | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Network:
     def registered(self) -> dict[str, dict[str, str]]:
         """Flower's number, the key's fingerprint and its binding of each registered hospital, by id."""
         path = self.own / _REGISTERED
-        return read_json(path) if path.exists() else {}
+        return read_form(path, _Keys, "put a copy of it back, or begin anew") if path.exists() else {}
 
     def register(self, public: Path, hospital: int, *, replace: bool = False) -> bool:
         """Bind a key to a hospital's id, the only name that the server believes; False if it is bound already.
@@ -108,7 +122,7 @@ class Network:
         """Write it anew with the keys that are registered now."""
         path = facts_file(self.own)
         if path.exists():
-            self.publish(read_json(path)["vocabulary"])
+            self.publish(read_form(path, _Facts, "launch the server again, which writes it anew")["vocabulary"])
 
     def status(self) -> tuple[bool, dict[str, dict[str, Any]], list[str], dict[str, Any] | None]:
         """Whether the server answers, each hospital's part, the lines that the run has told, and how it has ended."""
@@ -117,7 +131,7 @@ class Network:
         with suppress(TemptError):
             online = self.control.nodes() if running else None
         path = self.own / STATUS  # read last: a run that ends meanwhile has ended
-        told: Mapping[str, Any] = read_json(path) if path.exists() else {"hospitals": {}, "lines": []}
+        told: Mapping[str, Any] = read_status(path) if path.exists() else {"hospitals": {}, "lines": []}
         rows: dict[str, dict[str, Any]] = {}
         known = self.registered()
         for hospital in sorted(known.keys() | told["hospitals"].keys(), key=int):

@@ -40,7 +40,7 @@ from shared_model import checkpoint
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.files import private_directory
 from shared_model.fitting import PRETRAINING, FitFiles
-from shared_model.training import Progress, most_epochs, out_of_patience
+from shared_model.training import Progress, most_epochs, out_of_patience, progress_of
 
 _LARGEST_LOSS = 1e9
 
@@ -104,8 +104,11 @@ def rounds_of(files: FitFiles) -> list[dict[str, Any]]:
     """The rows of the rounds that an unfinished pretraining has kept."""
     if not files.partial.exists():
         return []
-    rows: list[dict[str, Any]] = checkpoint.load(files.partial)[1]["progress"]["history"]
-    return rows
+    about = checkpoint.load(files.partial)[1]
+    try:
+        return progress_of(about["progress"]).history
+    except (KeyError, ValueError):
+        raise TemptError(f"{files.partial}: a checkpoint of another run; delete it to begin again") from None
 
 
 class _Rounds:
@@ -382,10 +385,10 @@ class _Rounds:
             nodes = {h.hospital: h.node for h in self.hospitals}
             agreed = [Hospital(**content) for content in about["hospitals"]]
             self.hospitals = [replace(h, node=nodes.get(h.hospital)) for h in agreed]
-            self.progress = Progress(**about["progress"])
+            self.progress = progress_of(about["progress"])
             self.parts = {int(h): Participation(**part) for h, part in about["parts"].items()}
             self._open_row, self._ended = about["row"], about["ended"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to begin again") from None
         self._agree()
 

@@ -7,11 +7,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from shared_model.errors import printable
+from shared_model.file_forms import Count, Form, Id, Integer, read_form
 from shared_model.files import write_json
 
 log = logging.getLogger("tempt.server")
 STATUS = "status.json"
 _LINES = 200
+
+
+class _Ended(Form):
+    status: Integer
+    error: str
+
+
+class _Part(Form):
+    node: Integer | str | None = None
+    records: Count = 0
+    last_round: Count = 0
+    missed: Count = 0
+    rejected: list[str] = Field(default_factory=list)
+
+
+class _Status(Form):
+    """What a server tells of a run."""
+
+    lines_before: Count
+    lines: list[str]
+    hospitals: dict[Id, _Part]
+    ended: _Ended | None
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What `Told` has written last.
+
+    Raises:
+        TemptError: the file is damaged.
+    """
+    return read_form(path, _Status, "delete it; the run writes it anew")
 
 
 class Told:
@@ -27,7 +62,7 @@ class Told:
 
     def say(self, line: str) -> None:
         """Tell the operator something, such as how long a wait may take before it begins."""
-        log.info(line)
+        log.info("%s", printable(line))
         self._content["lines"].append(line)
         if len(self._content["lines"]) > _LINES:
             del self._content["lines"][0]

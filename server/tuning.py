@@ -24,11 +24,20 @@ from server.exchange import (
 )
 from server.plain_message import array_record
 from server.validation import Arrays, Rejected, count_of, number_of
-from shared_model.files import private_directory, read_json, write_json
+from shared_model.file_forms import Form, read_form
+from shared_model.files import private_directory, write_json
 
 _METRICS = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
 _SECONDS = {"seconds.fit": 1e9, "seconds.evaluation": 1e9}
 _EPOCH = {"best_epoch": 1e9}
+
+
+class _Told(Form):
+    """What the server keeps of a hospital's metrics."""
+
+    numbers: dict[str, float]
+
+
 Numbers = dict[str, float]
 
 
@@ -136,7 +145,7 @@ def _kept(
     """What hospitals told of the same experiment and encoder before the server ended."""
     found = {}
     for path in sorted(folder.glob("[0-9]*.json")):
-        content, hospital = read_json(path), int(path.stem)
+        content, hospital = read_form(path, _Told, "delete it to ask the hospital again"), int(path.stem)
         agreed = by_id[hospital].test if hospital in by_id else None
         try:
             if all(content.get(name) == value for name, value in basis.items()):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +14,10 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from shared_model.errors import TemptError
-from shared_model.files import replacing
+from shared_model.files import check_file, parsed, replacing
 
 _NOTE = "tempt"
+_Kind = TypeVar("_Kind")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -35,18 +36,26 @@ def load(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tens
     Raises:
         TemptError: the file is missing, damaged, or not one of ours.
     """
+    if not path.exists():
+        raise TemptError(f"{path}: no such checkpoint")
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {})[_NOTE])
+            note = _of_type(dict, parsed((file.metadata() or {})[_NOTE]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if note["digest"] != _digest(tensors, note["about"]):
+        text = _of_type(str, note["about"])
+        if note["digest"] != _digest(tensors, text):
             raise ValueError("its content is not what was written")
-        about = json.loads(note["about"])
-    except FileNotFoundError:
-        raise TemptError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        about = _of_type(dict, parsed(text))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise TemptError(f"{path}: damaged checkpoint ({error}); delete it to compute it again") from None
     return {name: tensor.to(device) for name, tensor in tensors.items()}, about
+
+
+def _of_type(kind: type[_Kind], found: object) -> _Kind:
+    if not isinstance(found, kind):
+        raise ValueError(f"a note of it is {type(found).__name__}, expected {kind.__name__}")
+    return found
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

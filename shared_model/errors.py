@@ -13,6 +13,10 @@ class TemptError(Exception):
     status = 2
     """The exit status of the command that it ends."""
 
+    def __str__(self) -> str:
+        """The line, whatever it names: see `printable`."""
+        return printable(" ".join(super().__str__().splitlines()))
+
 
 class TooFewHospitals(TemptError):
     """A federation has fewer hospitals than its quorum."""
@@ -36,13 +40,22 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> TemptError:
     return TemptError(f"unknown {kind} '{found}'{hint} Known: {', '.join(names)}")
 
 
-def printable(text: object, most: int) -> str:
-    r"""The beginning of a text from elsewhere, fit for a terminal: on one line, and nothing in it moves the cursor.
+def printable(text: object, most: int | None = None) -> str:
+    r"""A text from elsewhere, fit for a terminal: on one line, where nothing moves the cursor, hides or turns around.
 
-    >>> printable("encoder\x1b[2J\nweight of", 16)
-    'encoder?[2J?weig'
+    All that comes from a file, a message, an option or a table goes through it where a line is printed; what is
+    printable stays as it is, so that a line may go through it more than once.
+
+    Args:
+        most: characters that are left of it; None: all.
+
+    >>> print(printable("encoder\x1b[2J\nweight\u202e of"))
+    encoder\x1b[2J\nweight\u202e of
     """
-    return "".join(character if character.isprintable() else "?" for character in str(text)[:most])
+    whole = str(text)
+    if not whole.isprintable():
+        whole = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+    return whole[:most]
 
 
 HOSPITALS_ERROR = 100

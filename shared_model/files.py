@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +68,25 @@ def write_private(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Replace a JSON file in one step, indented for readers."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # a path that is no text in UTF-8 has half a character, which JSON knows as an escape
+    write_text(path, text.encode("utf-8", "backslashreplace").decode(), durable=durable)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file: opening a pipe would wait for whoever writes into it.
+
+    Raises:
+        TemptError: it is missing, can't be reached, or is a folder, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise TemptError(f"{path}: no such file") from None
+    except OSError as error:
+        raise TemptError(f"{path}: can't be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise TemptError(f"{path}: expected a file, found {'a folder' if stat.S_ISDIR(mode) else 'something else'}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,15 +95,43 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         TemptError: the file is missing or holds something else.
     """
+    check_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TemptError(f"{path}: no such file") from None
+        content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TemptError(f"{path}: can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise TemptError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def parsed(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is none, or Python's reader would take it otherwise than another's: NaN, infinity, a name twice.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_name_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text[:20])
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the name '{next(name for name in names if names.count(name) > 1)}' twice")
+    return found
 
 
 def remove_leftovers(directory: Path) -> None:

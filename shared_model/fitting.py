@@ -10,18 +10,20 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
+from pydantic import Discriminator, Tag
 from torch import Tensor
 
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.encoder import MedicalEncoder
-from shared_model.files import read_json, replacing, write_json
+from shared_model.file_forms import FitResult, ModelResult, RoundsResult, read_form
+from shared_model.files import replacing, write_json
 from shared_model.metrics import record_metrics
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted, Method
@@ -30,6 +32,18 @@ from shared_model.settings import Settings
 
 PRETRAINING = "pretraining"
 """Stands for a model's name where a fit is the pretraining that models adapt."""
+
+
+def _kind_of(result: Mapping[str, Any]) -> str:
+    if result.get("rounds") is not None:
+        return "rounds"
+    return "model" if "hospitals" in result else "fit"  # trials and a pretraining in one place measure nothing
+
+
+_RESULT = Annotated[
+    Annotated[RoundsResult, Tag("rounds")] | Annotated[ModelResult, Tag("model")] | Annotated[FitResult, Tag("fit")],
+    Discriminator(_kind_of),
+]
 
 
 class FitFiles(NamedTuple):
@@ -55,8 +69,9 @@ class FitFiles(NamedTuple):
         if not self.result.exists() or not self.tensors.exists():
             return None
         checkpoint.load(self.tensors)
+        result = read_form(self.result, _RESULT, "delete it to compute it again")
         self.partial.unlink(missing_ok=True)  # killed between both
-        return read_json(self.result)
+        return result
 
     def keep(
         self, model: str, context: Context, fitted: Fitted, measured: Mapping[str, Any], began: float

@@ -1,4 +1,5 @@
-"""Lines for people, each written whole: text and newline in one write, so that those of several writers never mix.
+"""Lines for people, whole and escaped: text and newline in one write, so that those of several writers never mix, and
+nothing in them that moves the cursor or hides.
 
 `print` writes the two apart: unbuffered, or with two threads, "keeps it" and "Table 2" become "keeps itTable 2".
 """
@@ -8,17 +9,19 @@ from __future__ import annotations
 import os
 import sys
 
+from shared_model.errors import printable
+
 
 def tell(*lines: str) -> None:
     """Lines of a result on standard output; what the terminal's encoding lacks is replaced by question marks."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write("".join(f"{line}\n" for line in lines).encode(encoding, "replace").decode(encoding))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines).encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
 def say(*lines: str) -> None:
     """Lines on standard error: errors, warnings, progress."""
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stderr.flush()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_model.errors import TemptError
-from shared_model.files import read_json, replacing
+from shared_model.file_forms import AboutDataset, read_form
+from shared_model.files import check_file, replacing
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 
 
@@ -247,14 +249,12 @@ def read_records(path: Path, hospital: int, vocabulary: Vocabulary) -> RecordSet
     Raises:
         TemptError: the file is missing or damaged, or holds a position that the vocabulary lacks.
     """
+    check_file(path)
     try:
         table = pq.read_table(path, schema=_SCHEMA)
-    except FileNotFoundError:
-        raise TemptError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError) as error:
-        raise TemptError(
-            f"{path}: not a records file ({str(error).splitlines()[0]}); run `tempt prepare` again"
-        ) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TemptError(f"{path}: not a records file ({reason}); run `tempt prepare` again") from None
     sets = []
     for modality, size in (
         ("diagnoses", len(vocabulary.diagnoses)),
@@ -262,7 +262,7 @@ def read_records(path: Path, hospital: int, vocabulary: Vocabulary) -> RecordSet
         ("medications", len(vocabulary.medications)),
     ):
         column = table[modality].combine_chunks()
-        if column.null_count:
+        if column.null_count or column.flatten().null_count:
             raise TemptError(f"{path}: {modality} lacks a value; run `tempt prepare` again")
         codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         lengths = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -279,13 +279,22 @@ def read_records(path: Path, hospital: int, vocabulary: Vocabulary) -> RecordSet
     return RecordSet(torch.full_like(stay, hospital), stay, patient, *sets)
 
 
+def about_dataset(directory: Path) -> dict[str, Any]:
+    """What a dataset directory says of itself.
+
+    Raises:
+        TemptError: it says nothing, or in another form.
+    """
+    return read_form(directory / "dataset.json", AboutDataset, "run `tempt prepare` again")
+
+
 def read_dataset(directory: Path) -> Dataset:
     """A dataset directory, as `tempt prepare` writes it.
 
     Raises:
         TemptError: it is not a dataset directory, or a file in it is missing or damaged.
     """
-    about = read_json(directory / "dataset.json")
+    about = about_dataset(directory)
     vocabulary = read_vocabulary(directory / "vocabulary.json")
     files = [path for path in (directory / "hospitals").glob("*/records.parquet") if path.parent.name.isdecimal()]
     folders = sorted(files, key=lambda path: int(path.parent.name))

@@ -7,6 +7,7 @@ epoch), and the checkpoint holds the rest: parameters, every buffer, Adam's mome
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from shared_model import checkpoint
@@ -58,6 +60,18 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def progress_of(about: Any) -> Progress:
+    """The progress that a checkpoint holds.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    if not isinstance(about, dict) or about.keys() != vars(Progress()).keys():
+        raise ValueError("its progress is of another form")
+    return _PROGRESS.validate_json(json.dumps(about), strict=True)  # as JSON: of Python it would want a Progress itself
+
+
+_PROGRESS = TypeAdapter(Progress)
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
@@ -211,11 +225,11 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
     try:
         put_back(module, _part(tensors, "now."))
         put_adam_back(optimizer, parameters, _part(tensors, "adam."))
-        progress, best = Progress(**about), _part(tensors, "best.")
+        progress, best = progress_of(about), _part(tensors, "best.")
         if best.keys() != (state_of(module).keys() if progress.best_score is not None else set()):
             raise KeyError("its best state is another module's")
         return progress, best
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to compute it again") from None
 
 

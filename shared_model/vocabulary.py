@@ -64,10 +64,10 @@ class Vocabulary:
             KeyError, TypeError, ValueError: they are none.
         """
         return Vocabulary(
-            diagnoses=_of_type(str, content["diagnoses"]),
-            procedures=_of_type(str, content["procedures"]),
-            medications=_of_type(int, content["medications"]),
-            medication_names=_of_type(str, content["medication_names"]),
+            diagnoses=_of_type(str, content, "diagnoses"),
+            procedures=_of_type(str, content, "procedures"),
+            medications=_of_type(int, content, "medications"),
+            medication_names=_of_type(str, content, "medication_names", again=True),
         )
 
     @cached_property
@@ -87,17 +87,18 @@ class Vocabulary:
         found = positions.get(code.strip())
         if found is None:
             near = get_close_matches(code, positions, n=1, cutoff=0.0)
-            hint = f"; the nearest is '{near[0]}'" if near else ""
-            raise TemptError(f"{modality}: the vocabulary has no code '{code}'{hint}")
+            hint = f"; the nearest is '{printable(near[0])}'" if near else ""
+            raise TemptError(f"{modality}: the vocabulary has no code '{printable(code)}'{hint}")
         return found
 
 
-def _of_type(kind: type[_Code], codes: Any) -> tuple[_Code, ...]:
-    """Codes from a file or a message: texts, or whole numbers of 64 bits.
+def _of_type(kind: type[_Code], content: Mapping[str, Any], name: str, *, again: bool = False) -> tuple[_Code, ...]:
+    """Codes from a file or a message: texts, or whole numbers of 64 bits; each of them once unless they may come again.
 
     Raises:
         TypeError, ValueError: they are no list, or one of them is something else, such as 2812.5 or an infinity.
     """
+    codes = content[name]
     if not isinstance(codes, Sequence) or isinstance(codes, str):
         raise TypeError(f"expected lists of codes, found {type(codes).__name__}")
     for code in codes:
@@ -106,6 +107,8 @@ def _of_type(kind: type[_Code], codes: Any) -> tuple[_Code, ...]:
             raise ValueError(f"found the code {printable(repr(code), 40)}, expected {expected}")
         if isinstance(code, str):
             code.encode()  # half of a surrogate pair, which JSON can hold, is a ValueError here
+    if not again and len(set(codes)) < len(codes):
+        raise ValueError(f"{name} has a code twice")
     return tuple(codes)
 
 

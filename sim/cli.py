@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        tell(error.format_message())
+        tell(*error.format_message().split("\n"))
         return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from shared_model.errors import printable
 from shared_model.lines import say
 
 _LINE_SECONDS = 5.0
@@ -37,7 +38,7 @@ class Display:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(printable(line), highlight=False, markup=False)
         else:
             say(line)
 
@@ -48,7 +49,7 @@ class Display:
             self.say(f"{done} of {total} fits were done before")
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -70,6 +71,7 @@ class Display:
         self._show(f"{label}: done")
 
     def _show(self, text: str) -> None:
+        text = printable(text)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
         elif time.monotonic() - self._spoke >= _LINE_SECONDS or self._done == self._total:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from pydantic import ValidationError
+from torch import Tensor
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
-from shared_model.files import read_json
+from shared_model.file_forms import RunConfig, RunResults, read_form
 from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.recommendation import Context, Method
 from shared_model.records import CodeSets, RecordSet
+from shared_model.results import RESULTS
 from shared_model.run_directory import CONFIG
 from shared_model.settings import Settings
 from shared_model.vocabulary import read_vocabulary
@@ -46,11 +51,8 @@ def recommend(
     """
     if not (run / CONFIG).is_file():
         raise TemptError(f"{run}: is no run directory; name the --out of `tempt simulate`, or a hospital's --state")
-    config = read_json(run / CONFIG)
-    try:
-        settings = Settings.model_validate(config["settings"])
-    except (KeyError, ValidationError):
-        raise TemptError(f"{run / CONFIG}: not the config of a run of this version; make the run again") from None
+    config = _config(run)
+    settings = _settings(run, config)
     vocabulary = read_vocabulary(run / "vocabulary.json")
     functions = method(model)
     if model not in config["models"]:
@@ -84,8 +86,7 @@ def recommend(
         raise TemptError(
             f"{run}: does not hold what hospital {hospital} tuned, which never leaves it; name the hospital's --state"
         )
-    tensors, _ = checkpoint.load(unit.files.tensors)
-    row = functions.probabilities(tensors, record, context_of(vocabulary, unit))[0]
+    row = _probabilities(functions, unit.files.tensors, record, context_of(vocabulary, unit))
     above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32
     answer = [
         Recommendation(code, name if name.isprintable() else nameless(code), probability, recommended)
@@ -98,9 +99,40 @@ def recommend(
 
 def threshold_of(run: Path) -> float:
     """The probability above which the run recommends."""
-    return Settings.model_validate(read_json(run / CONFIG)["settings"]).evaluation.threshold
+    return _settings(run, _config(run)).evaluation.threshold
+
+
+def _config(run: Path) -> dict[str, Any]:
+    return read_form(run / CONFIG, RunConfig, "not the config of a run of this version; make the run again")
+
+
+def _settings(run: Path, config: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(config["settings"])
+    except ValidationError:
+        raise TemptError(f"{run / CONFIG}: not the config of a run of this version; make the run again") from None
 
 
 def _hospitals(run: Path, seed: int) -> list[int]:
-    models = read_json(run / "results.json")["models"]
-    return sorted({int(hospital) for model in models.values() for hospital in model["seeds"][str(seed)]["hospitals"]})
+    models = read_form(run / RESULTS, RunResults, "go on with the run with --resume, which writes it anew")["models"]
+    seeds = [model["seeds"].get(str(seed), {}) for model in models.values()]
+    return sorted({int(hospital) for of in seeds for hospital in of.get("hospitals", {})})
+
+
+def _probabilities(functions: Method, path: Path, record: RecordSet, context: Context) -> Float[Tensor, " medications"]:
+    """What the tensors of a file answer.
+
+    Raises:
+        TemptError: the file is damaged, or another model's.
+    """
+    tensors, _ = checkpoint.load(path)
+    try:
+        found = functions.probabilities(tensors, record, context)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise TemptError(f"{path}: not a checkpoint of this model and these settings ({error})") from None
+    if found.shape != (1, context.medications):
+        raise TemptError(
+            f"{path}: knows {found.shape[-1]} medications, the run's vocabulary has {context.medications}; "
+            "one of the two is another run's"
+        )
+    return found[0]

@@ -26,6 +26,10 @@ def check_beside(runs: Mapping[Path, Mapping[str, Any]], split_digests: Mapping[
                 f"--beside {run}: stands on other records or seeds (its seeds: {seeds}); "
                 "make it from the same --data with the same --seeds"
             )
+        for name, model in content["models"].items():
+            method(name)
+            if model["seeds"].keys() != split_digests.keys():
+                raise TemptError(f"--beside {run}: {name} lacks a seed's results; go on with that run with --resume")
 
 
 def table(content: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -63,13 +67,13 @@ def _rows(name: str, model: Mapping[str, Any], tempt: Mapping[str, Any] | None, 
     paper, seeds = method(name).PAPER, len(model["seeds"])
     ours = [model["summary"][metric] for metric in METRICS]
     theirs = [paper.get(metric, (None, None)) for metric in METRICS]
-    cells = "".join(f"{o['mean']:8.4f}{_or_dash(t[0]):>8}" for o, t in zip(ours, theirs, strict=True))
+    cells = "".join(f"{_or_dash(o['mean']):>8}{_or_dash(t[0]):>8}" for o, t in zip(ours, theirs, strict=True))
     compared = tempt is not None and seeds > 1 and not (itself and name == "tempt")
     p = t_test_of_tempt(tempt, model)["prauc"] if tempt is not None and compared else None
     lines = [f"{method(name).TITLE:24}{cells}{_p(p):>7}"]
     if seeds > 1:
         pairs = zip(ours, theirs, strict=True)
-        lines.append(f"{'':24}" + "".join(f"{'±' + format(o['std'], '.4f'):>8}{_deviation(t[1]):>8}" for o, t in pairs))
+        lines.append(f"{'':24}" + "".join(f"{_deviation(o['std']):>8}{_deviation(t[1]):>8}" for o, t in pairs))
     return lines
 
 

@@ -34,7 +34,9 @@ def recommend(
     if as_json:
         content = [asdict(one) for one in medications]
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        tell(text if takes(text) else json.dumps(content, indent=1))
+        lines = text.split("\n")  # JSON has escapes of its own for what a terminal can't show, or must not
+        as_it_is = takes(text) and all(map(str.isprintable, lines))
+        tell(*(lines if as_it_is else json.dumps(content, indent=1).split("\n")))
         return
     recommended = [one for one in medications if one.recommended]
     tell(f"{'HICL':>8}  {'probability':>11}  medication")

@@ -201,7 +201,7 @@ def _simulate(
     """Make or go on with a run directory, and print its table."""
     from hospital_client.preparation import source_digests
     from shared_model import run_directory
-    from shared_model.files import read_json
+    from shared_model.file_forms import RunResultsBeside, read_form
     from shared_model.records import read_dataset
     from shared_model.results import RESULTS
     from shared_model.settings import resolve
@@ -259,7 +259,7 @@ def _simulate(
         from server.federation import check_settings
 
         check_settings(settings)
-    others = {run: read_json(run / RESULTS) for run in beside}
+    others = {run: read_form(run / RESULTS, RunResultsBeside, "not the results of a run") for run in beside}
     own = out / run_directory.DATASET
 
     def fill(directory: Path) -> dict[str, Any]:
@@ -338,6 +338,6 @@ def _prepare(data: Path | None, place: Path, preparation: PreparationOptions, di
 
 def _sources(dataset: Path) -> dict[str, str]:
     """The digests of the raw tables that a run's own dataset was made from; none if it has no dataset of its own."""
-    from shared_model.files import read_json
+    from shared_model.records import about_dataset
 
-    return dict(read_json(dataset / "dataset.json")["sources"]) if dataset.is_dir() else {}
+    return dict(about_dataset(dataset).get("sources", {})) if dataset.is_dir() else {}

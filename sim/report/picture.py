@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
-from shared_model.files import read_json, replacing
+from shared_model.file_forms import RunResults, read_form
+from shared_model.files import replacing
 from shared_model.lines import say, tell
 from shared_model.results import RESULTS
 from sim.methods import method
@@ -105,7 +106,7 @@ def main() -> None:
     try:
         if not (given.run / RESULTS).is_file():
             raise TemptError(f"{given.run}: has no {RESULTS}; is it a run directory, and has the run ended?")
-        draw(read_json(given.run / RESULTS), given.picture)
+        draw(read_form(given.run / RESULTS, RunResults, "not the results of a run"), given.picture)
         tell(f"Wrote {given.picture}.")
     except TemptError as error:
         say(f"error: {error}")

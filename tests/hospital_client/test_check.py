@@ -168,9 +168,9 @@ def test_a_key_that_the_server_does_not_know_is_readable_by_others_or_is_none(
     [
         ({"versions": {"flwr": "1.40.0"}}, "versions", "at the server"),
         ({"code": "f" * 64}, "code", "ffffffffffff at the server"),
-        ({"versions": {"flwr": "\x1b[2J\n" * 9}}, "versions", "flwr 1.41.0 here, ?[2J??[2J??"),
-        ({"code": "\x1b[2J\n" * 9}, "code", "here, ?[2J??[2J??[ at the server"),
-        ({"vocabulary": "\x1b[2J\n"}, "records", "the network's ?[2J?"),
+        ({"versions": {"flwr": "\x1b[2J\n" * 9}}, "versions", r"flwr 1.41.0 here, \x1b[2J\n\x1b[2J\n"),
+        ({"code": "\x1b[2J\n" * 9}, "code", r"here, \x1b[2J\n\x1 at the server"),
+        ({"vocabulary": "\x1b[2J\n"}, "records", r"the network's \x1b[2J\n"),
         ({"vocabulary": "e" * 64}, "records", "the network's eeeeeeeeeeee"),
     ],
 )

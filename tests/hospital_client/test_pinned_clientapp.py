@@ -59,7 +59,7 @@ def test_our_own_code_is_run(app: bytes) -> None:
         ({"torch/__init__.py": b""}, "it holds torch/__init__.py"),
         ({"hospital_client/app.pyc": b""}, "it holds hospital_client/app.pyc"),
         ({"../outside.py": b""}, "it holds ../outside.py"),
-        ({"a\x1b]0;b\n.py": b""}, "it holds a?]0;b?.py"),
+        ({"a\x1b]0;b\n.py": b""}, r"it holds a\x1b]0;b\n.py"),
         (
             {"pyproject.toml": b"[tool.flwr.app.components]\nclientapp = 'os:system'\nserverapp = 'x:y'"},
             "its ClientApp is os:system",

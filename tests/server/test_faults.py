@@ -254,7 +254,7 @@ def _escape(reply: Message) -> Message:
 
 
 HELLOS: dict[str, tuple[Tamper, str]] = {
-    "a digest that moves the cursor": (_escape, "hospital 8's vocabulary has the digest '?[2J?'"),
+    "a digest that moves the cursor": (_escape, r"hospital 8's vocabulary has the digest '\x1b[2J\n'"),
     "another vocabulary": (_text, "hospital 8's vocabulary has the digest 'ffffffffffff'"),
     "no digest": (_without("config"), "digest ''"),
     "no numbers": (_without("metrics"), "no numbers"),

@@ -104,7 +104,7 @@ def test_what_a_hospital_names_moves_no_cursor_of_the_operators_and_makes_no_lin
 
 def test_a_hospitals_error_moves_no_cursor_of_the_operators() -> None:
     reply = Message(Error(100, EVIL), reply_to=plain_message(RecordDict({}), "query"))
-    assert error_of(reply).startswith("error 100: a?[2J 202?? ?31mee")
+    assert error_of(reply).startswith(r"error 100: a\x1b[2J 202\u202e\ud800 \x9b31mee")
     assert error_of(reply).isprintable() and len(error_of(reply)) == 200
 
 
