@@ -115,7 +115,7 @@ def _keep_running(place: HospitalPlace, say: Callable[[str], None], until: Calla
         "minimum-count": place.minimum_count,
         "folder": str(place.state.absolute()),
     }
-    command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", place.superlink]
+    command = [sys.executable, "-P", "-m", pinned_clientapp.GUARDED, "flower-supernode", "--superlink", place.superlink]
     if place.root_certificates is None or place.private_key is None:
         command.append("--insecure")
     else:

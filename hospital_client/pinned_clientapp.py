@@ -22,6 +22,7 @@ from shared_model.errors import printable
 from shared_model.files import private_directory, write_text
 from shared_model.shipped_code import CLIENT_APP, shipped_files
 
+GUARDED = "hospital_client.guarded_flower"
 REFUSED = "TEMPT_REFUSED"
 """The environment variable that names the file in which a refusal is told to `tempt hospital launch`."""
 
@@ -63,6 +64,8 @@ def unpacked(fab: bytes, unpack: Callable[[], Path]) -> Path:
         OtherCode: also what was unpacked just now is something else.
     """
     found = unpack()
+    if found.is_symlink():
+        raise OtherCode(f"{found} is a link; expected the folder that is made there, remove the link")
     if not _holds(found, fab):
         shutil.rmtree(found)
         found = unpack()
@@ -80,11 +83,15 @@ def _holds(folder: Path, fab: bytes) -> bool:
 
 
 def install(folder: Path) -> None:
-    """Write a `flwr-clientapp` that runs this module into a folder, to be put first on the path."""
+    """Write a `flwr-clientapp` that runs this module into a folder, to be put first on the path.
+
+    With it a `flower-superexec`, which SuperNode starts, that keeps to the hospital's own (`guarded_flower`).
+    """
     private_directory(folder)
-    path = folder / "flwr-clientapp"
-    write_text(path, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {__name__} "$@"\n')
-    path.chmod(0o700)
+    for name, module in (("flwr-clientapp", __name__), ("flower-superexec", f"{GUARDED} flower-superexec")):
+        path = folder / name
+        write_text(path, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {module} "$@"\n')
+        path.chmod(0o700)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Flower's own command line on the server's side: keys registered, nodes listed, a run submitted and asked for.
 
-The control side of Flower has no login; it is reached on the loopback alone.
+The control side of Flower is reached on the loopback alone, and by who has the operator's token (`operator_login`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server import operator_login
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, write_text
 from shared_model.supervision import flower_environment
 
-_NAME = "tempt"
+NAME = "tempt"
+"""What Flower's commands call the SuperLink."""
 _SECONDS = 120.0
 _IN_USE = "Public key already in use"
 
@@ -28,6 +30,11 @@ _IN_USE = "Public key already in use"
 def program(name: str) -> str:
     """A program of Flower's that was installed beside this Python."""
     return str(Path(sys.executable).with_name(name))
+
+
+def guarded(name: str) -> list[str]:
+    """The command of a program of Flower's that `guarded_flower` starts."""
+    return [sys.executable, "-P", "-m", "server.guarded_flower", name]
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,19 @@ class Control:
     @classmethod
     def of_home(cls, home: Path) -> Control:
         """The one that `connect` has told Flower's commands of."""
-        found = tomllib.loads((home / "config.toml").read_text(encoding="utf-8"))["superlink"][_NAME]
+        found = tomllib.loads((home / "config.toml").read_text(encoding="utf-8"))["superlink"][NAME]
         certificates = found.get("root-certificates")
         return cls(home, found["address"], None if certificates is None else Path(certificates))
 
     def connect(self) -> None:
-        """Tell Flower's commands where the SuperLink is."""
+        """Tell Flower's commands where the SuperLink is, and give them and the next SuperLink a new token."""
         private_directory(self.home)
         trust = "insecure = true"
         if self.certificates is not None:
             trust = f"root-certificates = {json.dumps(str(self.certificates.absolute()))}"
-        text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\naddress = "{self.address}"\n{trust}\n'
+        text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "{self.address}"\n{trust}\n'
         write_text(self.home / "config.toml", text)
+        operator_login.renew(self.home, self.address)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,7 +95,7 @@ class Control:
         Raises:
             TemptError: the SuperLink refuses the key.
         """
-        done = self._flwr(["supernode", "register", str(public.absolute()), _NAME, "--name", f"hospital-{hospital}"])
+        done = self._flwr(["supernode", "register", str(public.absolute()), NAME, "--name", f"hospital-{hospital}"])
         found = _json(done)
         if _IN_USE in _text(done):
             return None
@@ -101,13 +109,13 @@ class Control:
         Raises:
             TemptError: the SuperLink refuses to.
         """
-        done = self._flwr(["supernode", "unregister", node, _NAME])
+        done = self._flwr(["supernode", "unregister", node, NAME])
         if done.returncode:
             raise TemptError(f"node {node}: could not be unregistered: {_text(done)}")
 
     def nodes(self) -> dict[str, str]:
         """What Flower says of each registered node, by its number: registered, online or offline."""
-        found = _json(self._flwr(["supernode", "list", _NAME]))
+        found = _json(self._flwr(["supernode", "list", NAME]))
         states = {str(row["node-id"]): str(row["status"]) for row in found.get("nodes", [])}
         return {node: state for node, state in states.items() if state not in ("unregistered", "deleted")}
 
@@ -117,7 +125,7 @@ class Control:
         Raises:
             TemptError: it could not be submitted.
         """
-        done = self._flwr(["run", str(app), _NAME])
+        done = self._flwr(["run", str(app), NAME])
         found = _json(done)
         if "run-id" not in found:
             logs = self.home.parent / "logs"
@@ -126,7 +134,7 @@ class Control:
 
     def status_of(self, run: str) -> str | None:
         """What Flower says of a run; None while the SuperLink does not answer."""
-        found = _json(self._flwr(["list", _NAME, "--run-id", run]))
+        found = _json(self._flwr(["list", NAME, "--run-id", run]))
         return next((str(row["status"]) for row in found.get("runs", [])), None)
 
     def _flwr(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.control import Control, program
+from server import operator_login
+from server.control import Control, guarded
 from server.front import FrontPlace, check_keys
 from server.keys import CA, CERTIFICATE, KEY, SECRET
 from server.network import Network, facts_file, own_folder
@@ -113,6 +114,8 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
     with ended_together(kept):
         say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {inner[0].log}")
         _until(control.answers, inner, "the SuperLink answers", say)
+        if not operator_login.refuses_strangers(control.address, control.certificates):
+            raise TemptError(f"{inner[0].log}: the SuperLink does not ask for the operator's token; install flwr 1.41")
         if place.keys is not None:
             for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
                 network.register(public, int(public.parent.name))
@@ -144,18 +147,20 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
 def _processes(place: ServerPlace, control: Control) -> list[Kept]:
     logs, environment = place.own / "logs", control.environment
     host, port = control.address.rsplit(":", 1)
-    superlink = [program("flower-superlink"), "--host", host if place.front else place.host, "--port", port]
+    superlink = [*guarded("flower-superlink"), "--host", host if place.front else place.host, "--port", port]
     superlink += ["--database", str((place.own / "superlink.db").absolute()), "--isolation", "process"]
     superlink += ["--disable-runtime-dependency-installation"]
-    superexec = [program("flower-superexec"), "--runtime-api-address", control.address, *control.trust()]
+    superexec = [*guarded("flower-superexec"), "--runtime-api-address", control.address, *control.trust()]
     if place.keys is None:
         superlink.append("--insecure")
+        secret = operator_login.new_secret(control.home)
     else:
         keys = place.keys.absolute()
-        secret = ["--superexec-auth-secret-file", str(keys / SECRET)]
+        secret = keys / SECRET
         superlink += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
-        superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth", *secret]
-        superexec += secret
+        superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth"]
+    superlink += ["--superexec-auth-secret-file", str(secret.absolute())]
+    superexec += ["--superexec-auth-secret-file", str(secret.absolute())]
     return [
         Kept("superlink", superlink, environment, logs / "superlink.log"),
         Kept("superexec", superexec, environment, logs / "superexec.log"),
