@@ -21,10 +21,20 @@ from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
 from shared_model.errors import TemptError
-from shared_model.files import locked, private_directory
+from shared_model.files import locked
+from shared_model.own_folder import FolderKind, claim
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
+STATE_FOLDER = FolderKind(
+    "hospital",
+    "`tempt hospital launch`",
+    (
+        *("flower", "supernode.log", "egress", "kept", "prepared", "checkpoints"),
+        *("agreement.json", "vocabulary.json", "config.json", "results.json"),
+    ),
+    ("flower/bin/flwr-clientapp", "-m hospital_client.pinned_clientapp"),
+)
 _DELAY = 10.0
 _REASONS = (
     (r"code: 2004", "the server does not know this key (yet), or still holds this hospital's lease (up to 60 s)"),
@@ -92,7 +102,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
     Raises:
         TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
-            or the address is none.
+            the address is none, or the hospital's folder is somebody else's or could be changed by others.
     """
     place.check_options()
     if place.is_raw:
@@ -102,7 +112,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     for path in (place.root_certificates, place.private_key):
         if path is not None and not path.is_file():
             raise TemptError(f"{path}: no such file")
-    private_directory(place.state)
+    claim(place.state, STATE_FOLDER)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
         _keep_running(place, say, until)

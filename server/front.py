@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,10 +19,21 @@ from pathlib import Path
 from server.keys import CA, CERTIFICATE, KEY
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, read_json, write_text
+from shared_model.own_folder import FolderKind, claim
+from shared_model.ownership import readable_by_others
 from shared_model.supervision import Kept, ended_together
 
 FACTS = "facts.json"
 """The page on which the front tells versions and digests, for `tempt hospital check`."""
+SCRATCH = ("front-body", "front-proxy", "front-unused")
+"""nginx's, which it makes another user's where root starts it."""
+_FOLDER = FolderKind(
+    "front",
+    "`tempt server front`",
+    ("front.conf", "front.pid", "logs", *SCRATCH),
+    ("front.conf", f"location = /{FACTS} "),
+    SCRATCH,
+)
 _ASK_SECONDS = 5.0  # a container that was started again has another address
 
 
@@ -85,8 +97,10 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         until: asked now and then; True ends it.
 
     Raises:
-        TemptError: nginx is not installed, or the keys are incomplete.
+        TemptError: nginx is not installed, the keys are incomplete, or the folder is somebody else's or could be
+            changed by others.
     """
+    claim(place.own, _FOLDER)
     front = place.process()
     addresses, asked = _addresses(place.link), time.monotonic()
     said: int | None = None
@@ -120,6 +134,16 @@ def check_keys(keys: Path, *names: str) -> None:
     for name in names:
         if not (keys / name).is_file():
             raise TemptError(f"{keys}: has no {name}; make it with `tempt server keys`")
+
+
+def check_secrets(keys: Path, *names: str) -> None:
+    """Raises TemptError if other users can read a file that only the server's own processes may know.
+
+    A file of another user, as containers have their secrets, is that one's to close.
+    """
+    for name in names:
+        if (keys / name).stat().st_uid == os.geteuid() and readable_by_others(keys / name):
+            raise TemptError(f"{keys / name}: can be read by other users; chmod 600 {shlex.quote(str(keys / name))}")
 
 
 def front_configuration(place: FrontPlace) -> str:
