@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
 	@echo 'Setting up .venv: torch and the other packages of constraints.txt; this takes some minutes.'
 	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
+	@echo venv > .venv/.tempt
 	@$(PIP) install --constraint constraints.txt pip
 # torch first and alone: only it may come from another index, whose other packages need not be the pinned ones.
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",--constraint constraints.txt) "$$(grep '^torch==' constraints.txt)"
@@ -78,5 +79,7 @@ lint: setup ## ruff, mypy, import-linter, codespell
 	@$(BIN)/codespell
 
 clean: ## remove .venv and the caches; runs stay
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@if test -e .venv && ! test -e .venv/.tempt && ! test -e $(STAMP); then \
+		echo 'error: .venv: make setup did not make it; move it away, or remove it yourself' >&2; exit 2; fi
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
