@@ -87,7 +87,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
 # What an interrupted one left may be half a package: it is made anew, from what pip has in its cache.
 	@if test -e $(UNFINISHED) || test -n "$(MOVED)"; then rm -rf .venv; fi
-	@mkdir -p .venv && rm -f $(STAMP) && touch $(UNFINISHED)
+	@mkdir -p .venv && rm -f $(STAMP) && echo venv > .venv/.tempt && touch $(UNFINISHED)
 	@"$(PYTHON)" -m venv .venv
 	@TORCH_INDEX="$(TORCH_INDEX)" sh -c "$$FILL"
 	@rm -f $(UNFINISHED)
@@ -138,5 +138,7 @@ lint: setup ## ruff, mypy, import-linter, codespell
 	@$(BIN)/codespell
 
 clean: ## remove .venv and the caches; runs stay
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@if test -e .venv && ! test -e .venv/.tempt && ! test -e $(STAMP); then \
+		echo 'error: .venv: make setup did not make it; move it away, or remove it yourself' >&2; exit 2; fi
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from hospital_client import admission
 from hospital_client.eicu_tables import read_tables
-from hospital_client.launch import HospitalPlace
+from hospital_client.launch import STATE_FOLDER, HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.route import ProxyRefused, Route, Told
 from shared_model.errors import TemptError, printable
 from shared_model.node_keys import binding, fingerprint, public_key
+from shared_model.own_folder import check_folder
 from shared_model.shipped_code import code_digest
 
 _SECONDS = 10.0
@@ -226,6 +227,7 @@ def _disk(state: Path) -> str:
 
 
 def _writes(state: Path) -> str:
+    check_folder(state, STATE_FOLDER)
     place = _existing(state)
     try:
         with tempfile.TemporaryFile(dir=place):

@@ -1,4 +1,4 @@
-"""Flower's programs as a hospital runs them: each tells its signs of life, and ends when its main thread does.
+"""Flower's programs as a hospital runs them: kept to it, telling signs of life, and ended when their main thread is.
 
 SuperNode tells the heartbeats that the server has acknowledged, and answers messages in step (`in_step`); the SuperExec
 that it starts (found first on its path, as `install` puts it there) tells that it has asked for work.
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hospital_client import guarded_flower
 from hospital_client.in_step import keep_in_step
 from shared_model.files import private_directory, write_text
 from shared_model.signs_of_life import run_alone, tell
@@ -45,17 +46,15 @@ def main() -> None:
 def _told(program: str, signs: Path) -> Callable[[], object]:
     if program == SUPERNODE:
         from flwr.supernode import start_client_internal
-        from flwr.supernode.cli import flower_supernode
         from flwr.supernode.fleet_http_client import FleetHttpClient
 
         keep_in_step(start_client_internal)
         tell(FleetHttpClient, "SendNodeHeartbeat", signs)
-        return flower_supernode
-    from flwr.supercore.cli import flower_superexec
+        return guarded_flower.supernode
     from flwr.supercore.runtime import RuntimeHttpClient
 
     tell(RuntimeHttpClient, "AcquireTask", signs)
-    return flower_superexec
+    return guarded_flower.superexec
 
 
 if __name__ == "__main__":

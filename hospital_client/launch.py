@@ -23,13 +23,23 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.route import Route, Told
 from shared_model.addresses import Address, address_of, is_loopback
 from shared_model.errors import TemptError
-from shared_model.files import locked, parsed, private_directory
+from shared_model.files import locked, parsed
 from shared_model.node_keys import fingerprint, public_key
+from shared_model.own_folder import FolderKind, claim
 from shared_model.signs_of_life import LIMIT, Signs, touched
 from shared_model.supervision import Kept, ended_together, flower_environment, free_port
 from shared_model.toml_value import toml_value
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
+STATE_FOLDER = FolderKind(
+    "hospital",
+    "`tempt hospital launch`",
+    (
+        *("flower", "supernode.log", "egress", "kept", "prepared", "checkpoints"),
+        *("agreement.json", "vocabulary.json", "config.json", "results.json"),
+    ),
+    ("flower/bin/flwr-clientapp", "-m hospital_client.pinned_clientapp"),
+)
 _DELAY = 10.0
 _SIGNATURE = "the server refused the signature: it is another than before, or this machine's clock is off (5 s)"
 _REASONS = (
@@ -103,7 +113,8 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
 
     Raises:
         TemptError: the partition has no such hospital, or others too where it is raw; a key or certificate is missing,
-            the address is none, the environment names a proxy that can't be used, or the hospital's policy is damaged.
+            the address is none, the environment names a proxy that can't be used, the hospital's policy is damaged, or
+            its folder is somebody else's or could be changed by others.
     """
     place.check_options()
     route = place.route()
@@ -115,7 +126,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     for path in (place.root_certificates, place.private_key):
         if path is not None and not path.is_file():
             raise TemptError(f"{path}: no such file")
-    private_directory(place.state)
+    claim(place.state, STATE_FOLDER)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
         keep_policy(place.state)

@@ -72,6 +72,8 @@ def unpacked(fab: bytes, unpack: Callable[[], Path]) -> Path:
         OtherCode: also what was unpacked just now is something else.
     """
     found = unpack()
+    if found.is_symlink():
+        raise OtherCode(f"{found} is a link; expected the folder that is made there, remove the link")
     if not _holds(found, fab):
         shutil.rmtree(found)
         found = unpack()

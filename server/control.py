@@ -1,6 +1,6 @@
 """Flower's own command line on the server's side: keys registered, nodes listed, a run submitted and asked for.
 
-The control side of Flower has no login; it is reached on the loopback alone.
+The control side of Flower is reached on the loopback alone, and by who has the operator's token (`operator_login`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server import operator_login
 from shared_model.errors import TemptError
 from shared_model.files import check_file, private_directory, write_text
 from shared_model.supervision import flower_environment
 from shared_model.toml_value import toml_value
 
-_NAME = "tempt"
+NAME = "tempt"
+"""What Flower's commands call the SuperLink."""
 _SECONDS = 120.0
 _SHORT_SECONDS = 30.0  # for what changes nothing and is asked again
 _IN_USE = "Public key already in use"
@@ -31,6 +33,11 @@ _IN_USE = "Public key already in use"
 def program(name: str) -> str:
     """A program of Flower's that was installed beside this Python."""
     return str(Path(sys.executable).with_name(name))
+
+
+def guarded(name: str) -> list[str]:
+    """The command of a program of Flower's that `guarded_flower` starts."""
+    return [sys.executable, "-P", "-m", "server.guarded_flower", name]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Control:
         path = home / "config.toml"
         check_file(path)
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))["superlink"][_NAME]
+            found = tomllib.loads(path.read_text(encoding="utf-8"))["superlink"][NAME]
             address, certificates = str(found["address"]), found.get("root-certificates")
             return cls(home, address, None if certificates is None else Path(certificates))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -62,13 +69,14 @@ class Control:
             ) from None
 
     def connect(self) -> None:
-        """Tell Flower's commands where the SuperLink is."""
+        """Tell Flower's commands where the SuperLink is, and give them and the next SuperLink a new token."""
         private_directory(self.home)
         trust = "insecure = true"
         if self.certificates is not None:
             trust = f"root-certificates = {toml_value(str(self.certificates.absolute()))}"
-        text = f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\naddress = "{self.address}"\n{trust}\n'
+        text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "{self.address}"\n{trust}\n'
         write_text(self.home / "config.toml", text)
+        operator_login.renew(self.home, self.address)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,7 +107,7 @@ class Control:
         Raises:
             TemptError: the SuperLink refuses the key.
         """
-        done = self._flwr(["supernode", "register", str(public.absolute()), _NAME, "--name", f"hospital-{hospital}"])
+        done = self._flwr(["supernode", "register", str(public.absolute()), NAME, "--name", f"hospital-{hospital}"])
         found = _json(done)
         if _IN_USE in _text(done):
             return None
@@ -113,7 +121,7 @@ class Control:
         Raises:
             TemptError: the SuperLink refuses to.
         """
-        done = self._flwr(["supernode", "unregister", node, _NAME])
+        done = self._flwr(["supernode", "unregister", node, NAME])
         if done.returncode:
             raise TemptError(f"node {node}: could not be unregistered: {_text(done)}")
 
@@ -123,7 +131,7 @@ class Control:
         Raises:
             TemptError: the SuperLink does not answer now.
         """
-        done = self._flwr(["supernode", "list", _NAME], seconds=_SHORT_SECONDS)
+        done = self._flwr(["supernode", "list", NAME], seconds=_SHORT_SECONDS)
         found = _json(done)
         if "nodes" not in found:
             raise TemptError(f"{self.address}: the SuperLink does not tell its nodes; try again: {_text(done)}")
@@ -136,7 +144,7 @@ class Control:
         Raises:
             TemptError: it could not be submitted.
         """
-        done = self._flwr(["run", str(app), _NAME])
+        done = self._flwr(["run", str(app), NAME])
         found = _json(done)
         if "run-id" not in found:
             logs = self.home.parent / "logs"
@@ -147,7 +155,7 @@ class Control:
         """What Flower says of a run; None while the SuperLink does not answer."""
         if not self.answers():  # a stopped one would be waited for
             return None
-        found = _json(self._flwr(["list", _NAME, "--run-id", run], seconds=_SHORT_SECONDS))
+        found = _json(self._flwr(["list", NAME, "--run-id", run], seconds=_SHORT_SECONDS))
         return next((str(row["status"]) for row in found.get("runs", [])), None)
 
     def _flwr(self, arguments: Sequence[str], *, seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -21,12 +22,23 @@ from server.keys import CA, CERTIFICATE, KEY
 from shared_model.addresses import ALL, Address, address_of, host_of
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, read_json, write_text
+from shared_model.own_folder import FolderKind, claim
+from shared_model.ownership import readable_by_others
 from shared_model.signs_of_life import LIMIT, Signs
 from shared_model.supervision import Kept, ended_together
 
 FACTS = "facts.json"
 """The page on which the front tells versions and digests, for `tempt hospital check`."""
 _ANSWER_SECONDS = 5.0
+SCRATCH = ("front-body", "front-proxy", "front-unused")
+"""nginx's, which it makes another user's where root starts it."""
+_FOLDER = FolderKind(
+    "front",
+    "`tempt server front`",
+    ("front.conf", "front.pid", "logs", *SCRATCH),
+    ("front.conf", f"location = /{FACTS} "),
+    SCRATCH,
+)
 _ASK_SECONDS = 5.0  # a container that was started again has another address
 
 
@@ -108,9 +120,11 @@ def launch_front(place: FrontPlace, say: Callable[[str], None], *, until: Callab
         until: asked now and then; True ends it.
 
     Raises:
-        TemptError: nginx is not installed, the keys are incomplete, or an address is none.
+        TemptError: nginx is not installed, the keys are incomplete, an address is none, or the folder is somebody
+            else's or could be changed by others.
     """
     place = replace(place, host=host_of(place.host, "--host"), link=str(address_of(place.link, "--link")))
+    claim(place.own, _FOLDER)
     front = place.process()
     addresses, asked = _addresses(place.link), time.monotonic()
     said: int | None = None
@@ -149,6 +163,16 @@ def check_keys(keys: Path, *names: str) -> None:
     for name in names:
         if not (keys / name).is_file():
             raise TemptError(f"{keys}: has no {name}; make it with `tempt server keys`")
+
+
+def check_secrets(keys: Path, *names: str) -> None:
+    """Raises TemptError if other users can read a file that only the server's own processes may know.
+
+    A file of another user, as containers have their secrets, is that one's to close.
+    """
+    for name in names:
+        if (keys / name).stat().st_uid == os.geteuid() and readable_by_others(keys / name):
+            raise TemptError(f"{keys / name}: can be read by other users; chmod 600 {shlex.quote(str(keys / name))}")
 
 
 def front_configuration(place: FrontPlace) -> str:

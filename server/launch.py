@@ -6,7 +6,6 @@ may submit code and stop runs. SuperLink and SuperExec listen on the loopback.
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server import superexec
-from server.control import Control, program
-from server.front import FrontPlace, check_keys
+from server import operator_login, superexec
+from server.control import Control, guarded
+from server.front import FrontPlace, check_keys, check_secrets
 from server.keys import CA, CERTIFICATE, KEY, SECRET, check_named
-from server.network import Network, facts_file, own_folder
+from server.network import SERVER_FOLDER, Network, facts_file, own_folder
 from server.run_config import RUN_CONFIG
 from server.told import STATUS, read_status
 from shared_model import run_directory
 from shared_model.addresses import ALL, Address, address_of, host_of, is_loopback
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.file_forms import RunResults, read_form
-from shared_model.files import locked, private_directory, read_json, write_text
+from shared_model.files import MARK, locked, new_directory, private_directory, read_json, write_text
+from shared_model.own_folder import claim
+from shared_model.ownership import check_own
 from shared_model.results import RESULTS
-from shared_model.shipped_code import CLIENT_APP, SERVER_APP, shipped_files
+from shared_model.shipped_code import CLIENT_APP, PACKAGES, SERVER_APP, shipped_files
 from shared_model.signs_of_life import LIMIT, Signs, touched
 from shared_model.supervision import Kept, ended_together, free_port
 from shared_model.toml_value import toml_value
@@ -37,6 +38,7 @@ _READY_SECONDS = 120.0
 _ASK_SECONDS = 15.0  # asking Flower costs a process and two seconds of it
 _SHORT_LIVES = 10  # of a process that is kept running, in a row
 _LOST_RUNS = 5  # a ServerApp that died is started again so often
+_APP, _PUBLISHER = "app", 'publisher = "tempt"'
 Say = Callable[[str], None]
 
 
@@ -75,11 +77,13 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
 
     Raises:
         TooFewHospitals: the run ended below its quorum.
-        TemptError: the keys are incomplete, a program is missing, or the run ended by a user's mistake.
+        TemptError: the keys are incomplete, a program is missing, a folder is somebody else's or could be changed by
+            others, or the run ended by a user's mistake.
     """
     place = replace(place, host=host_of(place.host, "--host"))
     if place.keys is not None:
         check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
+        check_secrets(place.keys, KEY, SECRET)
         if not place.front:
             check_named(place.keys, ALL.get(place.host, place.host))
     elif not is_loopback(place.host) or place.front:
@@ -89,7 +93,8 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     options = options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
-    private_directory(place.own)
+    check_own(place.run)
+    claim(place.own, SERVER_FOLDER)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
         if (place.run / RESULTS).is_file():
             asked = {
@@ -127,6 +132,8 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
         )
         say(f"waiting up to {_READY_SECONDS:g} s until the SuperLink answers; its log: {inner[0].log}")
         _until(control.answers, inner, "the SuperLink answers", say)
+        if not operator_login.refuses_strangers(control.address, control.certificates):
+            raise TemptError(f"{inner[0].log}: the SuperLink does not ask for the operator's token; install flwr 1.41")
         if place.keys is not None:
             for public in sorted((place.keys / "hospitals").glob("*/key.pub")):
                 network.register(public, int(public.parent.name))
@@ -161,18 +168,24 @@ def _processes(place: ServerPlace, control: Control) -> list[Kept]:
     logs, environment = place.own / "logs", control.environment
     link, asked = address_of(control.address, "the SuperLink"), place.own / "flower" / "superexec-asked"
     host = link.host if place.front else place.host
-    superlink = [program("flower-superlink"), "--host", host, "--port", str(link.port)]
-    superlink += ["--database", str((place.own / "superlink.db").absolute()), "--isolation", "process"]
+    database = place.own / "superlink.db"
+    database.touch(mode=0o600)
+    for path in place.own.glob(f"{database.name}*"):  # what a release before has left, with its log
+        path.chmod(0o600)
+    superlink = [*guarded("flower-superlink"), "--host", host, "--port", str(link.port)]
+    superlink += ["--database", str(database.absolute()), "--isolation", "process"]
     superlink += ["--disable-runtime-dependency-installation"]
     executor = [*superexec.command(asked), "--runtime-api-address", control.address, *control.trust()]
     if place.keys is None:
         superlink.append("--insecure")
+        secret = operator_login.new_secret(control.home)
     else:
         keys = place.keys.absolute()
-        secret = ["--superexec-auth-secret-file", str(keys / SECRET)]
+        secret = keys / SECRET
         superlink += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
-        superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth", *secret]
-        executor += secret
+        superlink += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth"]
+    superlink += ["--superexec-auth-secret-file", str(secret.absolute())]
+    executor += ["--superexec-auth-secret-file", str(secret.absolute())]
     answers = Signs("its page of health did not come", control.answers)
     # without the SuperLink it can't ask
     asks = Signs("it did not ask for work", touched(asked), excused=lambda: not control.answers())
@@ -189,11 +202,16 @@ def _front(place: ServerPlace, control: Control) -> FrontPlace | None:
 
 
 def _app_folder(folder: Path, run_config: Mapping[str, Any]) -> Path:
-    """The app as Flower ships it: this installation's packages, and nothing of `sim`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, content in shipped_files().items():
-        private_directory((folder / name).parent)
-        (folder / name).write_bytes(content)
+    """The app as Flower ships it: this installation's packages, and nothing of `sim`.
+
+    Raises:
+        TemptError: what is there was not made here.
+    """
+    if folder.is_symlink():
+        raise TemptError(f"{folder}: is a link; expected the folder that this command makes there, remove the link")
+    if _is_unmarked_app(folder):
+        write_text(folder / MARK, _APP)
+    files = shipped_files()
     lines = [f"{name} = {toml_value(value)}" for name, value in run_config.items()]
     text = f"""[project]
 name = "tempt"
@@ -202,14 +220,25 @@ description = "Medication recommendation across hospitals (TEMPT)"
 license = "Apache-2.0"
 dependencies = []
 [tool.flwr.app]
-publisher = "tempt"
+{_PUBLISHER}
 [tool.flwr.app.components]
 serverapp = "{SERVER_APP}"
 clientapp = "{CLIENT_APP}"
 [tool.flwr.app.config]
 """
-    write_text(folder / "pyproject.toml", text + "\n".join(lines) + "\n")
+    with new_directory(folder, mark=_APP, force=True) as beside:
+        for name, content in files.items():
+            private_directory((beside / name).parent)
+            (beside / name).write_bytes(content)
+        write_text(beside / "pyproject.toml", text + "\n".join(lines) + "\n")
     return folder
+
+
+def _is_unmarked_app(folder: Path) -> bool:
+    """Whether a release that did not mark it has made it: our packages, a description of ours, and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {"pyproject.toml", *PACKAGES}:
+        return False
+    return _PUBLISHER in (folder / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
 
 
 def _listens(place: ServerPlace) -> bool:

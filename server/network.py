@@ -9,15 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.control import Control
+from server.control import NAME, Control
+from server.front import SCRATCH
 from server.told import STATUS, read_status
 from shared_model.errors import TemptError
 from shared_model.file_forms import Form, Id, read_form
 from shared_model.files import locked, private_directory, write_json
 from shared_model.node_keys import binding, fingerprint, read_public
+from shared_model.own_folder import FolderKind, check_folder
 from shared_model.shipped_code import code_digest
 
 _REGISTERED = "registered.json"
+SERVER_FOLDER = FolderKind(
+    "server",
+    "`tempt server launch`",
+    ("app", "flower", "logs", "told", _REGISTERED, "superlink.db", STATUS, "front.conf", "front.pid", *SCRATCH),
+    ("flower/config.toml", f"[superlink.{NAME}]"),
+    SCRATCH,
+)
 
 
 class _Key(Form):
@@ -45,11 +54,12 @@ class Network:
         """The network of a run that `tempt server launch` has begun.
 
         Raises:
-            TemptError: there is none.
+            TemptError: there is none, or other users could change it.
         """
         own = own_folder(run)
         if not (own / "flower" / "config.toml").is_file():
             raise TemptError(f"{own}: no server was launched with --out {run}; `tempt server launch` makes the folder")
+        check_folder(own, SERVER_FOLDER)
         return cls(own, Control.of_home(own / "flower"))
 
     def registered(self) -> dict[str, dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from server import guarded_flower
 from server.control import program
 from shared_model.signs_of_life import run_alone, tell
 
@@ -20,13 +21,12 @@ def command(signs: Path) -> list[str]:
 
 def main() -> None:
     """Run it with its own arguments after the file of its signs."""
-    from flwr.supercore.cli import flower_superexec
     from flwr.supercore.runtime import RuntimeHttpClient
 
     signs = Path(sys.argv[1])
     sys.argv = sys.argv[2:]
     tell(RuntimeHttpClient, "AcquireTask", signs)
-    run_alone(flower_superexec)
+    run_alone(guarded_flower.superexec)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import ssl
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ import pytest
 from shared_model.files import read_json, write_json
 from sim.cli import run as tempt
 from tests.hospital_client.policies import write_policy
+from tests.server.another_user import assert_shut
 from tests.server.processes import Network, assert_same, simulated
 from tests.server.raw_consortium import RawConsortium, make_tables
 from tests.sim import consortium
@@ -74,6 +76,11 @@ def test_a_network_gives_the_simulations_results_and_closes_its_doors(
     assert tempt(["hospital", "check", *map(str, network.options(8, ca=others)), "--state", str(tmp_path / "n")]) == 2
     assert "is not the CA of this server's certificate" in capsys.readouterr().out
     network.wait(lambda: network.told("round 1: loss"), "a first round")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        assert_shut(
+            network.root, network.keys / "ca.pem", network.root / "the run.server" / "app", Path(place) / "home"
+        )
 
     context = ssl.create_default_context(cafile=str(network.keys / "ca.pem"))
     for path in ("/v1/control/runs", "/v1/runtime/x", "/docs", "/openapi.json", "/health", "/"):
