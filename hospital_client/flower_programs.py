@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hospital_client import guarded_flower
-from hospital_client.in_step import keep_in_step
 from shared_model.files import private_directory, write_text
 from shared_model.signs_of_life import run_alone, tell
 
@@ -47,6 +46,8 @@ def _told(program: str, signs: Path) -> Callable[[], object]:
     if program == SUPERNODE:
         from flwr.supernode import start_client_internal
         from flwr.supernode.fleet_http_client import FleetHttpClient
+
+        from hospital_client.in_step import keep_in_step  # launch and check need no Flower
 
         keep_in_step(start_client_internal)
         tell(FleetHttpClient, "SendNodeHeartbeat", signs)

@@ -8,6 +8,7 @@ import sys
 # The modules that speak Flower.
 FEDERATED = {
     "hospital_client.app",
+    "hospital_client.in_step",
     "server.app",
     "server.exchange",
     "server.federation",
