@@ -1,8 +1,9 @@
 """The Flower ClientApp of a hospital: a message in, a call, a reply out.
 
-A deployed hospital's policy comes first: what it refuses is not looked at. Queries `vocabulary_counts` and `vocabulary_remaining` (the agreement on codes, from raw tables) and `hello`; trainings
-`pretrain` (a round) and `tune` (prompts, head and test metrics, once). What a reply holds is checked and written into
-the hospital's ledger before it leaves; an error leaves as its kind and place alone.
+A deployed hospital's policy comes first: what it refuses is not looked at. Queries `vocabulary_counts` and
+`vocabulary_remaining` (the agreement on codes, from raw tables) and `hello`; trainings `pretrain` (a round) and `tune`
+(prompts, head and test metrics, once). What a reply holds is checked and written into the hospital's ledger before it
+leaves; an error leaves as its kind and place alone, a refusal with the policy's key.
 """
 
 from __future__ import annotations
