@@ -1,8 +1,9 @@
 """The Flower ClientApp of a hospital: a message in, a call, a reply out.
 
-Queries `vocabulary_counts` and `vocabulary_remaining` (the agreement on codes, from raw tables) and `hello`; trainings
-`pretrain` (a round) and `tune` (prompts, head and test metrics, once). What a reply holds is checked and written into
-the hospital's ledger before it leaves; an error leaves as its kind and place alone.
+A deployed hospital's policy comes first: what it refuses is not looked at. Queries `vocabulary_counts` and
+`vocabulary_remaining` (the agreement on codes, from raw tables) and `hello`; trainings `pretrain` (a round) and `tune`
+(prompts, head and test metrics, once). What a reply holds is checked and written into the hospital's ledger before it
+leaves; an error leaves as its kind and place alone, a refusal with the policy's key.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Place:
         partition: the dataset directory that holds its records, or its own raw tables.
         folder: what the hospital keeps, in a run directory's layout.
         threads: of torch; the last bits of what it computes depend on them.
-        alone: the folder is this hospital's alone, so it also says what the hospital's own models are made with.
+        alone: the folder is this hospital's alone, as in a deployment: so its policy binds, and it also says what the
+            hospital's own models are made with.
         is_raw: the partition is raw tables, from which records are prepared once there is a vocabulary.
         minimum_count: a code that fewer of its stays have is not named, whatever the server asks for.
     """

@@ -149,7 +149,7 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Refuse settings that are not accepted.
 
         Raises:
-            Refused: each that is not is named, with its value and what is accepted.
+            Refused: each that is not is named; the first with its value and what is accepted, and so is a second one.
         """
         _check(
             (f"{stage}.{name}", value, allowed)
@@ -174,15 +174,17 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 def _check(asked: Iterable[tuple[str, Any, Any]]) -> None:
-    beyond = []
+    beyond = {}
     for name, value, allowed in asked:
         if isinstance(value, str):
             if value not in allowed:
-                beyond.append(f"{name} is {printable(value, 40)}, accepted {' or '.join(allowed) or 'none'}")
+                beyond[name] = f"{name} is {printable(value, 40)}, accepted {' or '.join(allowed) or 'none'}"
         elif not allowed[0] <= value <= allowed[1]:
-            beyond.append(f"{name} is {value:g}, accepted {allowed[0]:g} to {allowed[1]:g}")
+            beyond[name] = f"{name} is {value:g}, accepted {allowed[0]:g} to {allowed[1]:g}"
     if beyond:
-        raise Refused("; ".join(beyond))
+        (first, *others), names = beyond.values(), list(beyond)
+        # a server's operator sees 200 characters of an error
+        raise Refused("; ".join([first, *others]) if len(names) < 3 else f"{first}; also {', '.join(names[1:])}")
 
 
 def read_policy(folder: Path) -> Policy:

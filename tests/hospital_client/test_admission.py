@@ -17,7 +17,7 @@ from hospital_client import admission, app, local_tuning
 from hospital_client.app import Place, make_app
 from hospital_client.launch import _in_words
 from hospital_client.partition import read_partition
-from hospital_client.policy import FILE
+from hospital_client.policy import FILE, Policy
 from server.plain_message import array_record, plain_message
 from server.validation import Arrays
 from shared_model.errors import printable
@@ -202,6 +202,20 @@ def test_a_sweep_of_thresholds_encoders_or_models_ends_and_the_same_tuning_is_an
     assert {n: v for n, v in again.items() if n not in seconds} == {n: v for n, v in told.items() if n not in seconds}
     monkeypatch.setattr(local_tuning, "fit_and_evaluate", None)
     assert numbers(sent(place, "tune", limit=3.5)) == again, "from its file"
+
+
+def test_a_node_that_launch_configured_is_bound_and_one_of_flowers_simulation_is_not(
+    data: Path, tmp_path: Path
+) -> None:
+    def policy_of(node: dict[str, Any], run: dict[str, Any]) -> Policy | None:
+        return app._of_node(Context(run_id=0, node_id=1, node_config=node, state=RecordDict(), run_config=run)).policy()
+
+    launched = {"hospital-id": 3, "partition": str(data), "folder": str(tmp_path)}
+    assert policy_of(launched, {}) == Policy()
+    write_policy(tmp_path, "most_rounds = 3\n")
+    assert policy_of(launched, {}) == Policy(most_rounds=3)
+    simulated = {"data": str(data), "out": str(tmp_path), "device": "cpu"}
+    assert policy_of({"partition-id": 0, "num-partitions": 3}, simulated) is None
 
 
 def test_simulations_are_bound_by_no_policy(place: Place) -> None:

@@ -169,6 +169,16 @@ def test_default_policy_refuses_a_trap_by_its_name(name: str) -> None:
         Policy().check_settings(resolve("paper", more | {name: TRAPS[name]}))
 
 
+def test_many_traps_at_once_are_all_named_to_the_server_in_few_words() -> None:
+    names = [name for name in TRAPS if name.startswith("encoder") and name != "encoder.heads"]
+    with pytest.raises(Refused) as refused:
+        Policy().check_settings(resolve("paper", {name: TRAPS[name] for name in names}))
+    assert str(refused.value).startswith(
+        "refused by policy: encoder.c is 1024, accepted 1 to 300; also encoder.layers, "
+    )
+    assert all(name in str(refused.value) for name in names) and len(str(refused.value)) < 190
+
+
 def test_narrowed_words_and_numbers_are_refused_and_all_are_named(tmp_path: Path) -> None:
     write_policy(tmp_path, '[encoder]\nactivation = ["relu"]\n[evaluation]\nthreshold = [0.3, 0.3]\n')
     policy = read_policy(tmp_path)
