@@ -31,7 +31,7 @@ ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),
     "vocabulary_remaining": re.compile("hospital|records"),
     "hello": re.compile("hospital|train|validation|test"),
-    "pretrain": re.compile("hospital|num-examples|loss|score-sum"),
+    "pretrain": re.compile("hospital|num-examples|loss|score-sum|control-is-new"),
     "tune": re.compile(f"hospital|{_METRIC}"),
 }
 """The numbers that a reply of each kind may hold, by name."""
