@@ -249,6 +249,8 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     if server_control is not None:
         own = {name: torch.zeros_like(c) if kept is None else kept[f"control.{name}"] for name, c in shared.items()}
         correction = {name: server_control[name] - own[name] for name in shared}
+        if kept is None and _integer(config, "taken"):
+            numbers["control-is-new"] = 1  # it was lost, and moves from 0
     update = local.train(
         shared, work, optimizer_state=kept if keeps and kept is not None else None, correction=correction
     )

@@ -32,7 +32,7 @@ ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),
     "vocabulary_remaining": re.compile("hospital|records"),
     "hello": re.compile(f"hospital|train|validation|test|{_LEAST}"),
-    "pretrain": re.compile(f"hospital|num-examples|loss|score-sum|{_LEAST}"),
+    "pretrain": re.compile(f"hospital|num-examples|loss|score-sum|control-is-new|{_LEAST}"),
     "tune": re.compile(f"hospital|{_METRIC}|{_LEAST}"),
 }
 """The numbers that a reply of each kind may hold, by name."""

@@ -18,6 +18,7 @@ from server.rounds import rounds_of
 from server.run_options import options_of
 from server.told import Told
 from server.vocabulary_agreement import agree, agreement_rules
+from server.weights import LARGEST_SHARE
 from shared_model import run_directory
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json, write_text
@@ -74,6 +75,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         told=told,
         min_records=rules.min_records if rules is not None else 0,
         keeps_told=True,
+        largest_share=LARGEST_SHARE,  # what hospitals hold they alone know
     )
     about = {
         "format": 1,

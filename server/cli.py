@@ -73,6 +73,14 @@ def launch(
     fraction: options.Fraction = 1.0,
     quorum: options.Quorum = 0.5,
     largest_update: options.LargestUpdate = 10.0,
+    most_records: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Training records that one hospital counts with at most, whatever it says.",
+            show_default="49% of all",
+        ),
+    ] = None,
     transport: options.Transport = "float32",
     changed_rows: options.ChangedRows = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for replies.")] = 3600.0,
@@ -111,6 +119,7 @@ def launch(
         "fraction": fraction,
         "quorum": quorum,
         "largest-update": largest_update,
+        "most-records": most_records or 0,
         "transport": transport,
         "changed-rows": changed_rows,
         "timeout": timeout,

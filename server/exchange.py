@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
 from server.told import Told
-from server.validation import LeftOut, Rejected, count_of, number_of
+from server.validation import BadNumbers, LeftOut, Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
@@ -25,6 +25,7 @@ _LIFETIME = 1.25  # of the time that an exchange waits, that its messages live
 _WINDOW = 16
 """Hospitals whose replies are asked for at once: while the first is slow, no more than the others' are held."""
 MOST_RECORDS = 10**9
+_NO_NUMBER = f"{FloatingPointError.__name__} at "  # how a hospital's error begins whose loss is none
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Plan:
         vocabulary: that all records are written in.
         told: where the operator reads what goes on.
         expected: hospitals that are waited for at the start, and that a quorum is a share of.
+        largest_share: of all records, that one hospital counts for; None where the server knows what hospitals hold.
     """
 
     experiment: str
@@ -63,6 +65,7 @@ class Plan:
     vocabulary: Vocabulary
     told: Told = field(default_factory=Told)
     expected: int = 1
+    largest_share: float | None = None
 
     def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
         more |= {"experiment": self.experiment, "seed": self.seed, "settings": self.settings.model_dump_json()}
@@ -306,7 +309,8 @@ def numbers_of(reply: Message | None) -> MetricRecord:
     if reply is None:
         raise Rejected("no reply")
     if reply.has_error():
-        raise Rejected(error_of(reply))
+        kind = BadNumbers if (reply.error.reason or "").startswith(_NO_NUMBER) else Rejected
+        raise kind(error_of(reply))
     metrics = reply.content.metric_records.get("metrics")
     if metrics is None:
         raise Rejected("no numbers, expected some")

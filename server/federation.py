@@ -13,6 +13,7 @@ import torch
 from flwr.serverapp import Grid
 
 from server import exchange, rounds, tuning
+from server.control_variates import forget_contributions
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import Arrays
@@ -42,6 +43,7 @@ class Federation:
         told: where the operator reads what goes on.
         min_records: a hospital with fewer is left out.
         keeps_told: the metrics that hospitals told are kept, for a resumption at which they may be away.
+        largest_share: of all records, that one hospital counts for; None where the server knows what hospitals hold.
     """
 
     run: Path
@@ -56,12 +58,15 @@ class Federation:
     told: Told = field(default_factory=Told)
     min_records: int = 0
     keeps_told: bool = False
+    largest_share: float | None = None
 
     def experiment(self) -> str:
         """Names the run by what its tensors depend on, so that no other run's kept state is gone on with."""
         shaping = {"strategy", "options", "local_epochs", "local_optimizer", "fraction", "transport", "changed_rows"}
         parts: list[Any] = [self.settings.model_dump(mode="json"), self.vocabulary.digest, self.data_digest]
         parts.append(self.federation.model_dump(mode="json", include=shaping))
+        if self.federation.most_records is not None or self.largest_share is not None:
+            parts.append([self.federation.most_records, self.largest_share])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def initial(self, seed: int) -> Arrays:
@@ -89,7 +94,14 @@ class Federation:
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
         plan = exchange.Plan(
-            self.experiment(), seed, self.settings, self.federation, self.vocabulary, self.told, self.expected
+            self.experiment(),
+            seed,
+            self.settings,
+            self.federation,
+            self.vocabulary,
+            self.told,
+            self.expected,
+            self.largest_share,
         )
         hospitals, refused = exchange.greet(grid, plan, min_records=self.min_records)
         self._enough("the start", len(hospitals), refused)
@@ -100,6 +112,7 @@ class Federation:
             result = rounds.pretrain(
                 grid, plan, hospitals, self.initial(seed), files, lambda row: on_round(pretraining, row)
             )
+        forget_contributions(files)
         on_done(f"federated pretraining, seed {seed}")
         tensors, _ = checkpoint.load(files.tensors)
         shared = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -120,7 +133,7 @@ class Federation:
         about = _about(result, without, refused)
         if few := _too_few(hospitals, numbers):
             about["too_few_records"] = few
-        return {pretraining: result} | _tuned(numbers, self.models, seed), about
+        return {pretraining: result} | _tuned(numbers, self.models, seed, result.get("bounded", {})), about
 
     def _enough(self, phase: str, found: int, without: Mapping[str, str]) -> None:
         if found < self.least:
@@ -128,7 +141,9 @@ class Federation:
             raise TooFewHospitals(f"{phase}: {found} hospitals of {self.expected}, expected at least {self.least}{who}")
 
 
-def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int) -> Results:
+def _tuned(
+    numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int, bounded: Mapping[str, Any]
+) -> Results:
     """What hospitals told, in the form of a fit's result; no metrics where a policy has too few test records."""
     metrics = ("prauc", "jaccard", "f1", "medications")
     found: Results = {}
@@ -137,6 +152,8 @@ def _tuned(numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], se
             measured = {}
             if "least-test" not in told:
                 values = {"records": int(told[f"{model}.records"])} | {m: told[f"{model}.{m}"] for m in metrics}
+                if (test := bounded.get(str(hospital), {}).get("test")) is not None:
+                    values["counted"] = test["counted"]
                 measured[str(hospital)] = values
             found[FitName(model, seed, hospital)] = {
                 "hospital": hospital,
@@ -182,4 +199,4 @@ def _about(result: Mapping[str, Any], without: Mapping[int, str], refused: Mappi
         "hospitals": result["hospitals"],
         "left_out": dict(refused),
         "not_tuned": {str(hospital): why for hospital, why in without.items()},
-    }
+    } | ({"bounded": result["bounded"]} if "bounded" in result else {})

@@ -29,7 +29,12 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     largest_update: float = Field(
         10.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
     )
-
+    most_records: int | None = Field(
+        None,
+        ge=1,
+        description="training records that one hospital counts with, whatever it says",
+        exclude_if=lambda most: most is None,  # so that runs of before it was there are still gone on with
+    )
     transport: Literal["float32", "bfloat16"] = Field("float32", description="how tensors travel in rounds")
     changed_rows: bool = Field(False, description="of a matrix a hospital sends only the rows that moved")
 

@@ -24,6 +24,7 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
     "quorum": 0.5,
     "timeout": 3600.0,
     "largest-update": 10.0,
+    "most-records": 0,
     "transport": "float32",
     "changed-rows": False,
     "save-scores": False,

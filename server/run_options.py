@@ -40,6 +40,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
         quorum=config["quorum"],
         timeout=config["timeout"],
         largest_update=config["largest-update"],
+        most_records=config["most-records"] or None,
         transport=config["transport"],
         changed_rows=config["changed-rows"],
     )

@@ -28,6 +28,10 @@ class Rejected(Exception):
     """A reply that is left out: what was found, and what was expected."""
 
 
+class BadNumbers(Rejected):
+    """A hospital could make no sound numbers: if most of a round are so, what came to them is to blame."""
+
+
 class LeftOut(Rejected):
     """A hospital that has no part by the federation's own rules; no other answer of it is waited for."""
 
@@ -39,12 +43,14 @@ def number_of(metrics: Mapping[str, object], name: str, *, least: float = -np.in
         Rejected: it is missing, no number, not finite, or out of bounds.
     """
     value = metrics.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Rejected(f"{name} is {printable(value, 40)}, expected a finite number")
+    if not np.isfinite(value):
+        raise BadNumbers(f"{name} is {value}, expected a finite number")
     if value < least:
-        raise Rejected(f"{name} is {value}, expected at least {least:g}")
+        raise BadNumbers(f"{name} is {value}, expected at least {least:g}")
     if value > most:
-        raise Rejected(f"{name} is {value}, expected at most {most:g}")
+        raise BadNumbers(f"{name} is {value}, expected at most {most:g}")
     return value
 
 
@@ -143,11 +149,11 @@ def _check(what: str, came: Mapping[str, tuple[Float32, Float32 | None]], curren
     for name, (array, start) in came.items():
         square = _square(array if start is None else array - start)
         if not np.isfinite(square) and not np.isfinite(array).all():
-            raise Rejected(f"{what}: tensor {name} holds NaN or infinity")
+            raise BadNumbers(f"{what}: tensor {name} holds NaN or infinity")
         squares += square
     norm, size = squares**0.5, sum(_square(array) for array in current.values()) ** 0.5
     if norm > largest * size:
-        raise Rejected(f"{what}: its norm is {norm:.3g}, expected at most {largest:g} times {size:.3g}")
+        raise BadNumbers(f"{what}: its norm is {norm:.3g}, expected at most {largest:g} times {size:.3g}")
 
 
 def _square(array: Float32) -> float:

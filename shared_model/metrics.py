@@ -68,10 +68,11 @@ def hospital_mean(hospitals: Mapping[str, Mapping[str, float]]) -> dict[str, flo
 
 
 def record_mean(hospitals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean over all test records, whichever hospital's."""
-    total = sum(values["records"] for values in hospitals.values())
+    """The mean over all test records, whichever hospital's; where it says how many `counted`, over so many of them."""
+    counted = {hospital: values.get("counted", values["records"]) for hospital, values in hospitals.items()}
+    total = sum(counted.values())
     return {
-        name: sum(values[name] * values["records"] for values in hospitals.values() if values["records"])
+        name: sum(values[name] * counted[hospital] for hospital, values in hospitals.items() if counted[hospital])
         / max(total, 1)
         for name in METRICS
     }

@@ -100,6 +100,18 @@ def contrastive_loss(
     # /Eq. 10
 
 
+def least_contrastive_loss(records: int, temperature: float) -> float:
+    """What L_contrastive of a batch of so many records can't be below; regular simplices on u_d = u_p reach it."""
+    if records < 2:
+        return 0.0
+    # Eq. 9, rearranged: logsumexp is at least the mean plus log(records - 1). So L_dp is at least log(records - 1) +
+    # (sum of all cosines - records * sum of the positives') / (records (records - 1) tau). That bracket is minus half
+    # the sum over pairs of (u_d,i - u_d,j)(u_p,i - u_p,j), and for vectors of at most length 1 it is at least
+    # -records^2 (Cauchy-Schwarz). Eq. 10 is alike.
+    return 2 * (math.log(records - 1) - records / (records - 1) / temperature)
+    # /Eq. 9
+
+
 def recommendation_loss(
     logits: Float[Tensor, "records medications"], labels: Float[Tensor, "records medications"]
 ) -> Float[Tensor, ""]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from shared_model.objectives import (
     choose_masked,
     contrastive_loss,
     hide,
+    least_contrastive_loss,
     mask_prediction_loss,
     masked_labels,
     mlp,
@@ -130,6 +132,33 @@ class PretrainingTask:
     def score_sum(self) -> float:
         """The same before the division: hospitals add sums and counts up, so that a record counts alike everywhere."""
         return self._validation.score_sum(self.module)
+
+
+_ROUNDING = 1e-3  # of float32 in a cosine of c <= 4096 products, many times over
+
+
+def least_loss(settings: PretrainingSettings, records: int) -> float:
+    """What the mean loss of an epoch over so many records can't be below: Eq. 9 can be negative."""
+    if not settings.contrastive_weight or not records:
+        return 0.0
+    full, last = divmod(records, settings.batch_size)
+    total = 0.0
+    for size, batches in ((settings.batch_size, full), (last, 1)):
+        if size > 1 and batches:
+            scale = math.log(size) + 2 / settings.temperature  # of what is subtracted in the bound
+            least = least_contrastive_loss(size, settings.temperature) - 2 * _ROUNDING * scale
+            total += batches * size * least
+    # Eq. 11: a cross-entropy (Eq. 6) is at least 0, and so is what FedProx adds
+    return settings.contrastive_weight * total / records
+    # /Eq. 11
+
+
+def slope(settings: PretrainingSettings) -> float:
+    """How much steeper the loss can be than the mask loss alone, which gradients are measured by."""
+    # Eq. 6: by all logits of both modalities the mask loss changes by at most 2. Eq. 9 and 10: by all cosines the
+    # contrastive loss does by at most 4 / tau.
+    return max(1.0, 2 * settings.contrastive_weight / settings.temperature)
+    # /Eq. 6
 
 
 class _HiddenDiagnoses:

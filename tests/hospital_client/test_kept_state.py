@@ -41,6 +41,29 @@ def test_a_round_that_is_asked_for_again_begins_from_the_same_state(tmp_path: Pa
     assert found(state, 2) == 2.5
 
 
+def test_an_update_that_the_server_takes_back_is_undone_once(tmp_path: Path) -> None:
+    """Its round is done again from the state before, also if another round has been worked on since."""
+    state = KeptState(tmp_path)
+    for number in (1, 2, 3):
+        state.propose(number, of(number))
+        assert found(state, number) == number
+    state.propose(4, of(4))
+    assert found(state, 2) == 2
+    state.propose(3, of(3.5))
+    assert found(state, 3) == 3.5
+    assert found(state, 2) == 2, "again"
+    assert found(state, 1) is None, "the state before that is gone"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_only_update_that_the_server_takes_back_leaves_nothing(tmp_path: Path) -> None:
+    state = KeptState(tmp_path)
+    state.propose(1, of(1))
+    assert found(state, 1) == 1
+    assert found(state, 0) is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_first_update_that_was_never_taken_leaves_nothing(tmp_path: Path) -> None:
     state = KeptState(tmp_path)
     state.propose(1, of(1))

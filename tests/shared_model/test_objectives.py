@@ -15,6 +15,7 @@ from shared_model.objectives import (
     choose_masked,
     contrastive_loss,
     hide,
+    least_contrastive_loss,
     mask_prediction_loss,
     masked_labels,
     mlp,
@@ -245,3 +246,50 @@ def test_hide_of_a_generator_is_deterministic() -> None:
     first, again, other = (hidden(tokens, masked, 0.5, 0.5, seed).codes for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def simplex(records: int) -> Tensor:
+    """Vectors that are as far from one another as can be: each cosine is -1 / (records - 1)."""
+    return torch.eye(records, dtype=torch.float64) - 1 / records
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.8, 100.0])
+@pytest.mark.parametrize("records", [2, 3, 5, 64])
+def test_least_contrastive_loss_of_a_batch_is_that_of_a_simplex(records: int, temperature: float) -> None:
+    """Eq. 9 and Eq. 10 at their least: pairs alike, and records as far apart as can be."""
+    u = simplex(records)
+    expected = float(oracles.contrastive_loss(list(u), list(u), temperature))
+    assert least_contrastive_loss(records, temperature) == pytest.approx(expected, rel=1e-12)
+
+
+def test_least_contrastive_loss_of_one_record_or_none_is_zero() -> None:
+    assert [least_contrastive_loss(records, 0.8) for records in (0, 1)] == [0.0, 0.0]
+
+
+@settings(max_examples=200)
+@given(st.integers(2, 7), st.integers(1, 5), st.floats(0.05, 20), st.integers(0, 10**6), st.sampled_from([0.0, 1.0]))
+def test_contrastive_loss_of_any_batch_is_not_below_its_least(
+    records: int, c: int, temperature: float, seed: int, alike: float
+) -> None:
+    """Whatever the vectors: of chance, with pairs alike or nearly so, a zero among them (Eq. 9 and Eq. 10)."""
+    draws = torch.Generator().manual_seed(seed)
+    u_d, noise = torch.randn(2, records, c, dtype=torch.float64, generator=draws)
+    u_p = alike * u_d + (1 - alike) * noise
+    u_p[0] *= seed % 3
+    found = float(contrastive_loss(u_d, u_p, temperature))
+    assert found >= least_contrastive_loss(records, temperature) - 1e-9 / temperature
+
+
+@pytest.mark.parametrize("records", [2, 3, 4])
+def test_contrastive_loss_that_is_descended_ends_near_its_least_and_not_below(records: int) -> None:
+    """What training itself would find; in float32, as it is computed (Eq. 9)."""
+    draws = torch.Generator().manual_seed(records)
+    u = torch.randn(2, records, 5, generator=draws).requires_grad_()
+    optimizer = torch.optim.Adam([u], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = contrastive_loss(u[0], u[1], 0.8)
+        loss.backward()
+        optimizer.step()
+    least = least_contrastive_loss(records, 0.8)
+    assert least - 1e-5 <= loss.item() <= least + 0.01

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared_model import pretraining
 from shared_model.batching import CLS, FIRST_DIAGNOSIS, MASK, TokenRows
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretraining import PretrainingNetwork, PretrainingTask, least_loss
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import EncoderSettings, PretrainingSettings
 from tests import oracles
@@ -263,3 +263,27 @@ def test_task_counts_its_records() -> None:
 
 def test_score_without_validation_records_is_0() -> None:
     assert make_task(make_network(), RECORDS.select(torch.empty(0, dtype=torch.int64))).score() == 0
+
+
+@pytest.mark.parametrize("records, batches", [(2, [2]), (3, [3]), (7, [4, 3]), (9, [4, 4, 1]), (1, [1])])
+def test_least_loss_of_an_epoch_is_the_mean_over_its_batches(records: int, batches: list[int]) -> None:
+    """Eq. 11 with a mask loss of 0 and Eq. 9 at its least: simplices, the last batch being partial."""
+    settings = PretrainingSettings(batch_size=4, contrastive_weight=3.0, temperature=0.1)
+    total = 0.0
+    for size in batches:
+        u = list(torch.eye(size, dtype=torch.float64) - 1 / size)
+        contrastive = oracles.contrastive_loss(u, u, 0.1) if size > 1 else torch.zeros(())
+        total += size * float(oracles.pretraining_loss(torch.zeros(()), contrastive, 3.0))
+    found, expected = least_loss(settings, records), total / records
+    assert found <= expected <= found + 0.003 * abs(found) + 1e-12
+
+
+def test_least_loss_without_contrast_or_negatives_is_zero() -> None:
+    assert least_loss(PretrainingSettings(contrastive_weight=0.0, temperature=1e-320), 1000) == 0
+    assert least_loss(PretrainingSettings(batch_size=1), 1000) == 0
+    assert least_loss(PretrainingSettings(), 0) == 0
+
+
+def test_least_loss_of_many_records_takes_no_time_and_is_of_full_batches() -> None:
+    settings = PretrainingSettings(batch_size=2, contrastive_weight=1.0, temperature=1.0)
+    assert least_loss(settings, 10**9) == pytest.approx(-4.0, rel=3e-3)

@@ -1,0 +1,171 @@
+"""One exchange of federated pretraining: its messages, what a reply must be, and what came of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from server.exchange import Hospital, error_of, exchange, is_missing, least_of, lifetime, metrics_of, size_of, within
+from server.plain_message import array_record
+from server.round_state import RoundState
+from server.strategy import proximal_mu
+from server.validation import Arrays, BadNumbers, Rejected, control_of, count_of, number_of, update_of
+from shared_model.pretraining import least_loss, slope
+
+_LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
+
+
+class _Answer(NamedTuple):
+    """What a hospital's reply to a round holds, once it is checked; no score where its policy has too few records."""
+
+    score: float | None
+    loss: float
+    update: Arrays | None
+    control: Arrays
+    control_is_new: bool = False
+
+
+@dataclass
+class Came:
+    """What came of an exchange.
+
+    Attributes:
+        doing: what was asked for, in words.
+        score: summed over validation records, `scored` of them, as they count; of `unscored` none may be told.
+        loss: summed over training records, `weight` of them, as they count.
+        sound: replies that hold what they should.
+        taken: hospitals whose update was taken, with its weight.
+        why_not: why a hospital's reply was not taken; of these `missing` did not answer, `bad` made no sound numbers.
+    """
+
+    doing: str
+    score: float = 0.0
+    scored: int = 0
+    unscored: int = 0
+    loss: float = 0.0
+    weight: int = 0
+    sound: int = 0
+    taken: dict[int, int] = field(default_factory=dict)
+    why_not: dict[int, str] = field(default_factory=dict)
+    missing: set[int] = field(default_factory=set)
+    bad: set[int] = field(default_factory=set)
+
+    @property
+    def blames_the_tensors(self) -> bool:
+        """Whether no fewer hospitals could make no number of what came in than could use it."""
+        return 0 < len(self.bad) >= self.sound
+
+
+def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]) -> Came:
+    """Ask for the last round's scores, and those who are asked to train for their updates."""
+    plan = state.plan
+    came = Came(f"round {number}" if asked else "the last round's score")
+    scoring = state.selects and state.open_row is not None
+    by_id = {h.hospital: h for h in state.hospitals if h.hospital in asked or (scoring and h.validation)}
+    messages = _messages(state, grid, list(by_id.values()), number, asked, scoring)
+    state.controls.begin()
+    for hospital in [h for h in by_id if h not in messages]:
+        state.parts[hospital].missed += 1
+        came.why_not[hospital] = "it is not there"
+        came.missing.add(hospital)
+    if by_id:
+        limit = within(plan.federation.timeout)
+        plan.told.say(f"{came.doing}: waiting {limit} for the replies of {len(messages)} hospitals")
+    for hospital, reply in exchange(grid, messages, plan.federation.timeout):
+        part, expected, counts = state.parts[hospital], by_id[hospital], state.counts[hospital]
+        part.bytes_to_hospital += size_of(messages[hospital].content)
+        if reply is None or is_missing(reply):
+            part.missed += 1
+            came.why_not[hospital] = "no reply" if reply is None else error_of(reply)
+            came.missing.add(hospital)
+            continue
+        try:
+            answer = _checked(state, reply, expected, trains=hospital in asked, scores=scoring)
+        except Rejected as why:
+            part.rejected.append(f"{came.doing}: {why}")
+            came.why_not[hospital] = str(why)
+            came.bad |= {hospital} if isinstance(why, BadNumbers) else set()
+            continue
+        part.bytes_from_hospital += size_of(reply.content)
+        came.sound += 1
+        if scoring and answer.score is None:
+            came.unscored += counts.validation
+        elif scoring and answer.score is not None:
+            part_counted = counts.validation / expected.validation if expected.validation else 1.0
+            came.score, came.scored = came.score + answer.score * part_counted, came.scored + counts.validation
+        if answer.update is not None:
+            state.aggregation.add(answer.update, counts.train)
+            came.loss, came.weight = came.loss + answer.loss * counts.train, came.weight + counts.train
+            came.taken[hospital] = counts.train
+            since = part.taken[-1] if part.taken else 0
+            if answer.control:
+                share = counts.train / state.records
+                state.controls.take(hospital, number, answer.control, share, since=since, is_new=answer.control_is_new)
+    return came
+
+
+def _messages(
+    state: RoundState, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool
+) -> dict[int, Message]:
+    """A round's messages; they share the tensors that go out."""
+    federation, lives = state.plan.federation, lifetime(state.plan.federation.timeout)
+    arrays = array_record(federation.encoding.encode(state.current))
+    c = state.controls.c
+    control = array_record(federation.encoding.encode(c)) if c else None
+    found = {}
+    for h in hospitals:
+        if h.node is None:
+            continue
+        part, train = state.parts[h.hospital], h.hospital in asked
+        config = state.plan.config(
+            round=number,
+            train=train,
+            score=scoring and h.validation > 0,
+            epochs=federation.local_epochs,
+            alone=len(state.hospitals) == 1,
+            taken=part.taken[-1] if part.taken else 0,
+            **{
+                "first-epoch": (number - 1) * federation.local_epochs + 1,
+                "proximal-mu": proximal_mu(federation.strategy, federation.options),
+                "keep-optimizer": federation.local_optimizer == "keep",
+                "bfloat16": federation.encoding.bfloat16,
+                "changed-rows": federation.encoding.changed_rows,
+            },
+        )
+        content: dict[str, Any] = {"arrays": arrays, "config": config}
+        if control is not None and train:
+            content["control"] = control
+        message = RecordDict(content)
+        found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
+    return found
+
+
+def _checked(state: RoundState, reply: Message, expected: Hospital, *, trains: bool, scores: bool) -> _Answer:
+    """What a reply holds, if all of it is as it should be."""
+    federation, records = state.plan.federation, reply.content.array_records if reply.has_content() else {}
+    metrics = metrics_of(reply, expected)
+    if expected.train and (least := least_of(metrics, "train")):
+        raise Rejected(f"has fewer than {least} training records, too few by its policy")
+    if number_of(metrics, "num-examples") != expected.train:
+        raise Rejected(f"tells {metrics['num-examples']} training records, expected {expected.train} as at the start")
+    score: float | None = 0.0
+    if scores and expected.validation and least_of(metrics, "validation"):
+        score = None
+    elif scores and expected.validation:
+        score = number_of(metrics, "score-sum", least=0, most=expected.validation * (1 + 1e-6))
+    if not trains:
+        return _Answer(score, 0.0, None, {})
+    pretraining = state.plan.settings.pretraining
+    loss = number_of(metrics, "loss", least=least_loss(pretraining, expected.train), most=_LARGEST_LOSS)
+    encoding, largest = federation.encoding, federation.largest_update
+    update = update_of(records.get("arrays"), state.current, encoding, largest)
+    if not state.controls.c:
+        return _Answer(score, loss, update, {})
+    control = control_of(records.get("control"), state.current, encoding, largest * slope(pretraining))
+    is_new = "control-is-new" in metrics and count_of(metrics, "control-is-new", most=1) == 1
+    return _Answer(score, loss, update, control, is_new)
