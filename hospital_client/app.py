@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,7 +256,8 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     place = place.prepared(config)
     place.kept_state(config).forget()  # rounds are over
     partition, settings, seed = _partition(place), _settings(config), _integer(config, "seed")
-    results = local_tuning.tune(
+    tune = partial(local_tuning.tune_own, experiment=str(config["experiment"])) if place.alone else local_tuning.tune
+    results = tune(
         partition,
         place.folder,
         _tensors(_arrays(content.array_records["arrays"]), place),
@@ -266,8 +267,6 @@ def _tune(content: RecordDict, place: Place) -> Reply:
         torch.device(place.device),
         save_scores=bool(config["save-scores"]),
     )
-    if place.alone:
-        local_tuning.describe(place.folder, partition, settings, seed, list(results))
     return Reply({"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}, {}, {}, {})
 
 

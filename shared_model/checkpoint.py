@@ -62,6 +62,11 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         raise TemptError(f"{path}: not a checkpoint of these settings: {reason}") from None
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: equal digests mean the same tensors."""
+    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+
+
 def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):

@@ -13,6 +13,7 @@ from shared_model.errors import TemptError
 from shared_model.files import check_place, locked, new_directory, read_json, remove_leftovers, write_json, write_text
 
 CONFIG = "config.json"
+VOCABULARY = "vocabulary.json"
 DATASET = "dataset"
 
 _README = """This directory was made from patients' records. It holds models fitted to them, the records themselves
@@ -58,6 +59,11 @@ def held(directory: Path) -> Iterator[None]:
     with locked(directory / ".lock", taken):
         remove_leftovers(directory)
         yield
+
+
+def seed_folder(run: Path, seed: int) -> Path:
+    """Where a run keeps the models of a seed; of a hospital's own folder with all that an answer from them needs."""
+    return run / "checkpoints" / f"seed-{seed}"
 
 
 def compare(directory: Path, config: Mapping[str, Any]) -> None:
