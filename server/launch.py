@@ -79,25 +79,33 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         check_keys(place.keys, CA, CERTIFICATE, KEY, SECRET)
     elif place.host not in _LOOPBACK or place.front:
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
-    from server.run_options import options_of  # it needs Flower
+    from server.run_options import config_of  # it needs Flower
 
-    options = options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
+    asked = config_of(RUN_CONFIG | dict(run_config), None)  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     private_directory(place.own)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
-        if (place.run / RESULTS).is_file():
-            asked = {
-                "settings": options.settings.model_dump(mode="json"),
-                "federation": options.federation.model_dump(mode="json"),
-                "models": list(options.models),
-                "seeds": list(options.seeds),
-            }
-            run_directory.compare(place.run, read_json(place.run / run_directory.CONFIG) | asked)
+        is_finished = (place.run / RESULTS).is_file()
+        if (place.run / run_directory.CONFIG).is_file():
+            _compare(place.run, asked, digest, is_finished=is_finished)
+        if is_finished:
             say(f"{place.run}: this run is finished; for another one name another --out")
             return read_json(place.run / RESULTS)
         _check_free(place)
         return _launch(place, run_config, digest, say)
+
+
+def _compare(run: Path, asked: Mapping[str, Any], vocabulary: str | None, *, is_finished: bool) -> None:
+    """Refuse a run of other options, before anything starts.
+
+    Args:
+        vocabulary: the digest of the one that is given; None: the run's own, which its hospitals agreed on.
+    """
+    kept: Mapping[str, Any] = read_json(run / run_directory.CONFIG).get("dataset") or {}
+    dataset = asked["dataset"] | {"vocabulary": vocabulary if vocabulary is not None else kept.get("vocabulary")}
+    compare = run_directory.compare_finished if is_finished else run_directory.compare
+    compare(run, {**asked, "dataset": dataset})
 
 
 def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str | None, say: Say) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from shared_model.records import Dataset
 from shared_model.results import AnyFit, Fit, write_results
 from shared_model.run_directory import versions
 from shared_model.settings import Settings
+from shared_model.shipped_code import code_files
 from sim.display import Display
 from sim.methods import adapts, method
 from sim.units import FitUnit, Plan, fit_unit
@@ -77,6 +78,7 @@ def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) ->
         "save_scores": request.save_scores,
         "command": list(request.command),
         "versions": versions(),
+        "code": code_files("sim"),
     }
 
 
