@@ -209,6 +209,30 @@ def test_a_mixture_that_the_version_before_has_left_was_answered_from(
     assert answers(folder, partition) == answers(other, partition)
 
 
+def test_models_that_other_code_had_made_were_told_as_this_ones(
+    tmp_path: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done is not done again, but by the same code and PyTorch alone."""
+    done: list[str] = []
+    fit = local_tuning.fit_and_evaluate
+
+    def counting(model: str, *arguments: Any, **named: Any) -> Any:
+        done.append(model)
+        return fit(model, *arguments, **named)
+
+    monkeypatch.setattr(local_tuning, "fit_and_evaluate", counting)
+    for _ in range(2):
+        federation(tmp_path, partition, 42, consortium.settings(), "one")
+    assert done == list(MODELS)
+    monkeypatch.setattr(local_tuning, "code_digest", lambda: "other")
+    for _ in range(2):
+        federation(tmp_path, partition, 42, consortium.settings(), "one")
+    assert done == [*MODELS, *MODELS]
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    federation(tmp_path, partition, 42, consortium.settings(), "one")
+    assert done == [*MODELS, *MODELS, *MODELS]
+
+
 def test_folder_answers_for_every_seed_of_a_federation(tmp_path: Path, partition: Partition) -> None:
     folder = tmp_path / "state"
     for seed in (43, 42):

@@ -98,3 +98,23 @@ def test_a_run_that_other_code_began_was_gone_on_with(tmp_path: Path) -> None:
         with pytest.raises(TemptError, match=said):
             run_federation(InProcessGrid({}, None), RUN_CONFIG | config | {"out": str(run)})
     assert not (tmp_path / "run.server" / "flower").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"device": "cuda"}, "device=cpu, this command cuda"), ({"save-scores": True}, "save_scores=")],
+)
+def test_a_flwr_run_of_other_options_or_records_was_gone_on_with(
+    tmp_path: Path, change: dict[str, str | bool], named: str
+) -> None:
+    """Flower's simulation sees the dataset, so that another one with the same vocabulary is told."""
+    data, run = consortium.write_dataset(tmp_path / "data", consortium.make_dataset()), tmp_path / "run"
+    run.mkdir()
+    config = RUN_CONFIG | {"data": str(data), "hospitals": 4, "out": str(run)}
+    (run / "config.json").write_text(json.dumps(config_of(config, consortium.VOCABULARY.digest)))
+    with pytest.raises(TemptError, match=f"the run has {named}"):
+        run_federation(InProcessGrid({}, None), config | change)
+    others = consortium.make_dataset(consortium.make_records(seed=8))
+    other = consortium.write_dataset(tmp_path / "other", others)
+    with pytest.raises(TemptError, match=r"the run has dataset.digest="):
+        run_federation(InProcessGrid({}, None), config | {"data": str(other)})
