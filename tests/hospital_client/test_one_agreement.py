@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from hospital_client.app import Place, make_app
 from hospital_client.one_agreement import sizes_and_digest
+from server import exchange
+from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from server.told import Told
 from server.vocabulary_agreement import agree
@@ -192,6 +194,17 @@ def test_a_vocabulary_was_asked_for_first_and_a_cut_after_it(tmp_path: Path) -> 
     assert asked(place, "vocabulary_counts").has_error()
     assert asked(place, "vocabulary_remaining", records=cut_of(tiny(["A", "B"]), 9)).has_error()
     assert number_of(greeted(place, tiny(["A"]))) == 60
+
+
+def test_a_hospital_without_a_part_in_the_agreement_is_left_out_of_the_federation(tmp_path: Path) -> None:
+    """Also where the server was given the vocabulary, and asks for no number of records."""
+    place = lonely(tmp_path, "A", "B")
+    remaining = asked(place, "vocabulary_remaining", records=cut_of(tiny(["A"]), 9), **{"min-records": 61})
+    assert remaining.content.metric_records["metrics"]["records"] == 0
+    plan = exchange.Plan("test", 42, Settings(), FederationSettings(), tiny(["A"]))
+    found, refused = exchange.greet(InProcessGrid({7: place}, None), plan)
+    assert found == [] and list(refused.values()) == ["hospital 7 has 0 records, expected at least 1"]
+    assert not (place.folder / "prepared").exists()
 
 
 def test_rounds_were_answered_under_a_vocabulary_of_an_agreement_before(tmp_path: Path) -> None:
