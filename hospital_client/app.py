@@ -164,14 +164,8 @@ def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
 
 def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
     """What remains under the cut that came in, if the hospital has not answered for another one."""
-    codes = content.config_records["cut"]
-    cut = one_agreement.Cut(
-        cast(list[str], codes["diagnoses"]),
-        cast(list[str], codes["procedures"]),
-        cast(list[int], codes["medications"]),
-        minimum=_minimum_count(content, place),
-        min_records=_integer(content.config_records["config"], "min-records"),
-    )
+    minimum, min_records = _minimum_count(content, place), _integer(content.config_records["config"], "min-records")
+    cut = one_agreement.cut_of(content.config_records["cut"], minimum, min_records)
     one_agreement.hold_cut(place.folder, cut)
     told = vocabulary_counts.remaining(_tables(place), cut)
     one_agreement.hold_remaining(place.folder, told.numbers["records"], egress.digest_of(told.arrays, told.texts))

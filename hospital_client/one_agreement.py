@@ -43,6 +43,11 @@ class Cut(NamedTuple):
         return digest_of(self.diagnoses, self.procedures, self.medications, [self.minimum, self.min_records])
 
 
+def cut_of(codes: Mapping[str, Any], minimum: int, min_records: int) -> Cut:
+    """The cut that a message or the file holds."""
+    return Cut(**{name: list(codes[name]) for name in _LISTS}, minimum=minimum, min_records=min_records)
+
+
 def sizes_and_digest(codes: Mapping[str, Any]) -> dict[str, Any]:
     """What the hospital keeps of the cut or the vocabulary that a message holds, and writes into its ledger."""
     lists: dict[str, Sequence[str] | Sequence[int]] = {name: list(codes[name]) for name in _LISTS}
@@ -71,11 +76,7 @@ def hold_vocabulary(folder: Path, codes: Mapping[str, Any]) -> Cut | None:
     kept = _hold(folder, {"vocabulary": sizes_and_digest(codes)}, codes=codes)
     if "codes" not in kept:
         return None
-    return Cut(
-        **{name: list(kept["codes"][name]) for name in _LISTS},
-        minimum=int(kept["cut"]["minimum_count"]),
-        min_records=int(kept["cut"]["min_records"]),
-    )
+    return cut_of(kept["codes"], int(kept["cut"]["minimum_count"]), int(kept["cut"]["min_records"]))
 
 
 def hold_records(folder: Path, records: int) -> None:
