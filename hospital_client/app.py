@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,6 +78,7 @@ class Place:
         digest = str(config["vocabulary"])
         if not _DIGEST.fullmatch(digest):
             raise ValueError("the vocabulary's digest is none")  # it becomes a folder's
+        one_agreement.check_vocabulary(self.folder, digest)
         return replace(self, partition=self.folder / "prepared" / digest, is_raw=False)
 
     def policy(self) -> Policy | None:
@@ -170,24 +171,17 @@ def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
     minimum = _minimum_count(content, place)
     told = vocabulary_counts.counts(_tables(place), minimum)
     digest = egress.digest_of(told.arrays, told.texts)
-    one_agreement.hold(place.folder, f"counts of {minimum}", {"digest": digest})
+    one_agreement.hold_counts(place.folder, minimum, digest)
     return Reply({"hospital": place.hospital, "minimum-count": minimum}, told.arrays, {}, {}, told.texts)
 
 
 def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
     """What remains under the cut that came in, if the hospital has not answered for another one."""
-    cut = content.config_records["cut"]
     minimum, min_records = _minimum_count(content, place), _integer(content.config_records["config"], "min-records")
-    limits = {"minimum_count": minimum, "min_records": min_records}
-    one_agreement.hold(place.folder, "cut", one_agreement.sizes_and_digest(cut) | limits)
-    told = vocabulary_counts.remaining(
-        _tables(place),
-        cast(list[str], cut["diagnoses"]),
-        cast(list[str], cut["procedures"]),
-        cast(list[int], cut["medications"]),
-        minimum=minimum,
-        min_records=min_records,
-    )
+    cut = one_agreement.cut_of(content.config_records["cut"], minimum, min_records)
+    one_agreement.hold_cut(place.folder, cut)
+    told = vocabulary_counts.remaining(_tables(place), cut)
+    one_agreement.hold_remaining(place.folder, told.numbers["records"], egress.digest_of(told.arrays, told.texts))
     return Reply({"hospital": place.hospital, **told.numbers}, told.arrays, {}, {}, told.texts)
 
 
@@ -203,15 +197,23 @@ def _hello(content: RecordDict, place: Place) -> Reply:
     """Who answers, how many records it has, and the digests that both sides compare.
 
     Raw tables are prepared under the vocabulary that came in, once, if the hospital has not answered for another one.
+    Of a hospital that has no part in the agreement no record is told.
     """
     config = content.config_records["config"]
+    texts = {"vocabulary": str(config["vocabulary"])}
     if place.is_raw:
         vocabulary = Vocabulary.of(content.config_records["vocabulary"])
         if vocabulary.digest != config["vocabulary"]:
             raise ValueError("the vocabulary has another digest than the message says")
-        one_agreement.hold(place.folder, "vocabulary", one_agreement.sizes_and_digest(vocabulary.content()))
+        cut = one_agreement.hold_vocabulary(place.folder, vocabulary.content())
         directory = place.prepared(config).partition
-        prepare_agreed(place.partition, place.hospital, vocabulary, directory, least=place.minimum_count)
+        records = prepare_agreed(
+            place.partition, place.hospital, vocabulary, directory, least=place.minimum_count, cut=cut
+        )
+        if not records:
+            log.warning("hospital %d has no part: too few records, or the vocabulary lacks its codes", place.hospital)
+            return Reply({"hospital": place.hospital, "train": 0, "validation": 0, "test": 0}, {}, {}, texts)
+        one_agreement.hold_records(place.folder, records)
     partition = _partition(place.prepared(config))
     split = partition.split(_integer(config, "seed"))
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
@@ -272,7 +274,8 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     place = place.prepared(config)
     place.kept_state(config).forget()  # rounds are over
     partition, settings, seed = _partition(place), _settings(config), _integer(config, "seed")
-    results = local_tuning.tune(
+    tune = partial(local_tuning.tune_own, experiment=str(config["experiment"])) if place.alone else local_tuning.tune
+    results = tune(
         partition,
         place.folder,
         _tensors(_arrays(content.array_records["arrays"]), place),
@@ -282,8 +285,6 @@ def _tune(content: RecordDict, place: Place) -> Reply:
         torch.device(place.device),
         save_scores=bool(config["save-scores"]),
     )
-    if place.alone:
-        local_tuning.describe(place.folder, partition, settings, seed, list(results))
     split = partition.split(seed)
     parts = {"validation": len(split.validation), "test": len(split.test)}
     numbers = {"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}

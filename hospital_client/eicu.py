@@ -26,8 +26,10 @@ from hospital_client.csv_blocks import Positions
 from hospital_client.csv_table import Mask
 from hospital_client.eicu_tables import Entries, Tables, read_tables
 from hospital_client.leak_audit import Share, names_a_drug
+from hospital_client.one_agreement import Cut
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.raw_folder import TABLES
+from hospital_client.vocabulary_counts import MODALITY_TABLES, agreed
 from shared_model.errors import TemptError
 from shared_model.records import CodeSets, Dataset, RecordSet
 from shared_model.vocabulary import Vocabulary
@@ -85,8 +87,12 @@ def extract_records(raw: Path, options: PreparationOptions) -> Extraction:
     )
 
 
-def extract_agreed(raw: Path, hospital: int, vocabulary: Vocabulary) -> Dataset:
+def extract_agreed(raw: Path, hospital: int, vocabulary: Vocabulary, cut: Cut | None = None) -> Dataset:
     """The records that one hospital's own raw tables hold under an agreed vocabulary; there may be none.
+
+    Args:
+        cut: that the vocabulary was made of with this hospital, if it was. Then its records are those that it told:
+            none, if they are too few or the vocabulary lacks a code that enough of them have.
 
     Raises:
         TemptError: a table is missing or unsound, or holds another hospital's stays.
@@ -94,6 +100,14 @@ def extract_agreed(raw: Path, hospital: int, vocabulary: Vocabulary) -> Dataset:
     tables = read_tables(raw, PreparationOptions(), hospital=hospital)
     entries = tables.among(vocabulary.diagnoses, vocabulary.procedures, vocabulary.medications)
     is_record = tables.with_all_three(entries)
+    if cut is not None:
+        left = agreed(tables, cut)
+        holds_all = all(
+            {code for code, is_common in zip(getattr(cut, kind), left.common[table], strict=True) if is_common}
+            <= set(getattr(vocabulary, kind))
+            for kind, table in MODALITY_TABLES.items()
+        )
+        is_record &= left.is_record & (left.has_part and holds_all)
     entries = {name: table.select(is_record[table.stay]) for name, table in entries.items()}
     return Dataset(vocabulary, _records(tables.stays, is_record, entries), split_by_patient=False)
 

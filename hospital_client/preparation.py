@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hospital_client.eicu import extract_agreed, extract_records
+from hospital_client.one_agreement import Cut
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import Report, make_report
 from hospital_client.raw_folder import find_tables
@@ -63,38 +64,53 @@ def prepare(raw: Path, directory: Path, options: PreparationOptions, *, force: b
     return report
 
 
-def prepare_agreed(raw: Path, hospital: int, vocabulary: Vocabulary, directory: Path, *, least: int) -> None:
+def prepare_agreed(
+    raw: Path, hospital: int, vocabulary: Vocabulary, directory: Path, *, least: int, cut: Cut | None = None
+) -> int:
     """Keep one hospital's records under an agreed vocabulary as a dataset directory, if they are not there already.
 
     Args:
         least: records below which nothing is kept, as their number would tell of few stays.
+        cut: that the hospital told how many records remain under, if the vocabulary is of it.
+
+    Returns:
+        how many records they are; 0 where the hospital has no part in the agreement, and nothing is kept.
 
     Raises:
         TemptError: a raw table is missing, unsound or another hospital's, there are fewer records, or the directory
             can't be written to.
     """
     sources = source_digests(raw)
-    if _is_kept(directory, vocabulary, sources):
-        return
-    dataset = extract_agreed(raw, hospital, vocabulary)
+    limits = None if cut is None else cut.digest
+    records = _kept(directory, vocabulary, sources, limits)
+    if records is not None and records >= least:
+        return records
+    dataset = extract_agreed(raw, hospital, vocabulary, cut)
+    if cut is not None and not len(dataset.records):
+        return 0
     if len(dataset.records) < least:
         raise TemptError(
             f"{raw}: {len(dataset.records)} records under this vocabulary, fewer than the minimum of {least}"
         )
     options = {"split_by_patient": dataset.split_by_patient}
     about = {"format": 1, "options": options, "sources": sources, "digest": dataset.digest}
+    about |= {"cut": limits, "records": len(dataset.records)}
     private_directory(directory.parent)
     with new_directory(directory, mark=_MARK, force=True) as beside:
         _write(beside, dataset, [hospital], about)
+    return len(dataset.records)
 
 
-def _is_kept(directory: Path, vocabulary: Vocabulary, sources: Mapping[str, str]) -> bool:
-    """Whether a directory was made with this vocabulary from these raw tables, and is sound."""
+def _kept(directory: Path, vocabulary: Vocabulary, sources: Mapping[str, str], cut: str | None) -> int | None:
+    """How many records a directory holds that was made with this vocabulary and cut from these raw tables."""
     try:
-        kept = read_json(directory / _MARK).get("sources"), read_vocabulary(directory / "vocabulary.json")
+        about, kept = read_json(directory / _MARK), read_vocabulary(directory / "vocabulary.json")
     except TemptError:
-        return False
-    return kept == (sources, vocabulary)
+        return None
+    if (about.get("sources"), about.get("cut"), kept) != (sources, cut, vocabulary):
+        return None
+    records = about.get("records")  # made by an earlier version, it does not say
+    return records if isinstance(records, int) else None
 
 
 def prepare_in_memory(raw: Path, options: PreparationOptions) -> tuple[Dataset, Report]:

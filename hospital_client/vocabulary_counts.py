@@ -4,18 +4,25 @@ Two answers, of names and sums alone. First which codes it has and in how many s
 hospitals are cut, how many records remain under the cut, which of its codes these records hold, and what its
 medications are called. A code or a drug name that fewer stays than the minimum have, or that is no text of one line, is
 named in neither; fewer records than the minimum are told as none.
+
+Records are stays with a code of each kind that enough records have: so their number does not depend on a code that is
+rare here, whichever of the cut's codes a vocabulary holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hospital_client.csv_table import Mask
 from hospital_client.eicu_tables import Entries, Tables
+from hospital_client.one_agreement import Cut
 from shared_model.vocabulary_rules import is_code
+
+MODALITY_TABLES = {"diagnoses": "diagnosis", "procedures": "treatment", "medications": "medication"}
 
 
 @dataclass(frozen=True)
@@ -49,37 +56,44 @@ def counts(tables: Tables, minimum: int) -> Told:
     )
 
 
-def remaining(
-    tables: Tables,
-    diagnoses: Sequence[str],
-    procedures: Sequence[str],
-    medications: Sequence[int],
-    *,
-    minimum: int,
-    min_records: int,
-) -> Told:
-    """What remains of the hospital under a cut: records, which of the cut's codes they hold, names of medications.
+class Agreed(NamedTuple):
+    """What an agreement leaves of a hospital.
 
-    Args:
-        diagnoses, procedures, medications: the cut.
-        min_records: a hospital with fewer is left out, so its codes and names are not told.
+    Attributes:
+        common: of each table, which of the cut's codes enough records have.
+        is_record: which stays have such a code in each table.
+        has_part: they are enough; else nothing of them is told.
     """
-    entries = tables.among(diagnoses, procedures, medications)
-    is_record = tables.with_all_three(entries)
-    records = int(is_record.sum())
-    has_enough = records >= max(minimum, min_records)
+
+    common: dict[str, Mask]
+    is_record: Mask
+    has_part: bool
+
+
+def agreed(tables: Tables, cut: Cut) -> Agreed:
+    """What a cut leaves of the hospital."""
+    entries = tables.among(cut.diagnoses, cut.procedures, cut.medications)
+    is_whole = tables.with_all_three(entries)
+    common = {name: of.select(is_whole[of.stay]).frequency() >= cut.minimum for name, of in entries.items()}
+    is_record = tables.with_all_three({name: of.select(common[name][of.code]) for name, of in entries.items()})
+    return Agreed(common, is_record, int(is_record.sum()) >= max(cut.minimum, cut.min_records))
+
+
+def remaining(tables: Tables, cut: Cut) -> Told:
+    """What remains of the hospital under a cut: records, which of the cut's codes they hold, names of medications."""
+    common, is_record, has_part = agreed(tables, cut)
     arrays: dict[str, NDArray[np.generic]] = {}
-    for modality, table in (("diagnoses", "diagnosis"), ("procedures", "treatment"), ("medications", "medication")):
-        left = entries[table].select(is_record[entries[table].stay])
-        arrays[modality] = (left.frequency() >= minimum) & has_enough
+    for modality, table in MODALITY_TABLES.items():
+        arrays[modality] = common[table] & has_part
     names = tables.names
-    place = {code: number for number, code in enumerate(medications)}
+    place = {code: number for number, code in enumerate(cut.medications)}
     position = np.array([place.get(code, -1) for code in names.codes], dtype=np.int64)
     may_be_told = np.array([is_code(text) for text in names.texts], dtype=bool)
-    told = (position[names.code] >= 0) & (names.stays >= minimum) & may_be_told[names.name] & has_enough
+    told = (position[names.code] >= 0) & (names.stays >= cut.minimum) & may_be_told[names.name] & has_part
     code, name = names.select(told).of_each_hospital()
     arrays["named"] = position[code]
-    return Told({"records": records if records >= minimum else 0}, arrays, {"names": [names.texts[n] for n in name]})
+    records = int(is_record.sum()) if has_part else 0
+    return Told({"records": records}, arrays, {"names": [names.texts[n] for n in name]})
 
 
 def _counted(entries: Entries, minimum: int) -> tuple[list[int | str], NDArray[np.int64]]:

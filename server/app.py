@@ -15,9 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.federation import Federation
 from server.rounds import rounds_of
-from server.run_options import options_of
+from server.run_options import config_of, given_vocabulary, options_of, rules_of
 from server.told import Told
-from server.vocabulary_agreement import agree, agreement_rules
+from server.vocabulary_agreement import agree
 from server.weights import LARGEST_SHARE
 from shared_model import run_directory
 from shared_model.errors import TemptError
@@ -56,12 +56,10 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
     settings, federation, models, seeds = options_of(config)
     expected = int(config["hospitals"])
     least = federation.needed(expected)
-    given, rules = str(config["vocabulary"] or config["data"]), None
-    if given:
-        vocabulary, agreed = read_vocabulary(Path(given) / "vocabulary.json"), None
+    rules = rules_of(config)
+    if rules is None:
+        vocabulary, agreed = read_vocabulary(given_vocabulary(config)), None
     else:
-        names = ("minimum_count", "min_records", "top_medications", "top_procedures")
-        rules = agreement_rules(**{name: config[name.replace("_", "-")] for name in names})
         vocabulary, agreed = _agreed(grid, run, rules, told, timeout=federation.timeout, expected=expected, least=least)
     whole = Federation(
         run=run,
@@ -77,18 +75,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
         keeps_told=True,
         largest_share=LARGEST_SHARE,  # what hospitals hold they alone know
     )
-    about = {
-        "format": 1,
-        "mode": "federated",
-        "data": str(config["data"]),
-        "dataset": {"vocabulary": vocabulary.digest, "hospitals": expected},
-        "preset": config["preset"],
-        "settings": settings.model_dump(mode="json"),
-        "federation": federation.model_dump(),
-        "models": list(models),
-        "seeds": list(seeds),
-        "versions": run_directory.versions(),
-    } | ({"agreement": rules.model_dump()} if rules is not None else {})
+    about = config_of(config, vocabulary.digest)
 
     def fill(directory: Path) -> Mapping[str, Any]:
         write_vocabulary(directory / "vocabulary.json", vocabulary)

@@ -172,8 +172,9 @@ def _hospital_of(node: int, hospital: int, reply: Message, vocabulary_digest: st
             f"'{vocabulary_digest[:12]}'; prepare its records with the agreed vocabulary"
         )
     counts = {name: count_of(metrics, name, most=MOST_RECORDS) for name in ("train", "validation", "test")}
-    if sum(counts.values()) < min_records:
-        raise LeftOut(f"hospital {hospital} has {sum(counts.values())} records, expected at least {min_records}")
+    least = max(1, min_records)  # who has no part in an agreement says 0
+    if sum(counts.values()) < least:
+        raise LeftOut(f"hospital {hospital} has {sum(counts.values())} records, expected at least {least}")
     few = [name for name, records in counts.items() if records < least_of(metrics, name)]
     return Hospital(hospital, node, **(counts | dict.fromkeys(few, 0)), too_few=few)
 

@@ -23,8 +23,8 @@ from server.told import STATUS, read_status
 from shared_model import run_directory
 from shared_model.addresses import ALL, Address, address_of, host_of, is_loopback
 from shared_model.errors import TemptError, TooFewHospitals
-from shared_model.file_forms import RunResults, read_form
-from shared_model.files import MARK, locked, new_directory, private_directory, read_json, write_text
+from shared_model.file_forms import RunConfig, RunResults, read_form
+from shared_model.files import MARK, locked, new_directory, private_directory, write_text
 from shared_model.own_folder import claim
 from shared_model.ownership import check_own
 from shared_model.results import RESULTS
@@ -88,22 +88,18 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
             check_named(place.keys, ALL.get(place.host, place.host))
     elif not is_loopback(place.host) or place.front:
         raise TemptError(f"--insecure --host {place.host}: without TLS and keys expected the loopback, 127.0.0.1")
-    from server.run_options import options_of  # it needs Flower
+    from server.run_options import config_of  # it needs Flower
 
-    options = options_of(RUN_CONFIG | dict(run_config))  # a mistake is told before anything starts
+    asked = config_of(RUN_CONFIG | dict(run_config), None)  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
     check_own(place.run)
     claim(place.own, SERVER_FOLDER)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
-        if (place.run / RESULTS).is_file():
-            asked = {
-                "settings": options.settings.model_dump(mode="json"),
-                "federation": options.federation.model_dump(mode="json"),
-                "models": list(options.models),
-                "seeds": list(options.seeds),
-            }
-            run_directory.compare(place.run, read_json(place.run / run_directory.CONFIG) | asked)
+        is_finished = (place.run / RESULTS).is_file()
+        if (place.run / run_directory.CONFIG).is_file():
+            _compare(place.run, asked, digest, is_finished=is_finished)
+        if is_finished:
             say(f"{place.run}: this run is finished; for another one name another --out")
             return _results(place.run)
         _check_free(place)
@@ -112,6 +108,18 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
 
 def _results(run: Path) -> dict[str, Any]:
     return read_form(run / RESULTS, RunResults, "delete it, and the same command writes it anew")
+
+
+def _compare(run: Path, asked: Mapping[str, Any], vocabulary: str | None, *, is_finished: bool) -> None:
+    """Refuse a run of other options, before anything starts.
+
+    Args:
+        vocabulary: the digest of the one that is given; None: the run's own, which its hospitals agreed on.
+    """
+    kept = read_form(run / run_directory.CONFIG, RunConfig, "name another --out").get("dataset") or {}
+    dataset = asked["dataset"] | {"vocabulary": vocabulary if vocabulary is not None else kept.get("vocabulary")}
+    compare = run_directory.compare_finished if is_finished else run_directory.compare
+    compare(run, {**asked, "dataset": dataset})
 
 
 def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str | None, say: Say) -> dict[str, Any]:

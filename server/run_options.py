@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.federation import check_settings
 from server.federation_settings import FederationSettings, federation_settings
+from server.vocabulary_agreement import agreement_rules
 from shared_model import comma_lists
 from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError
+from shared_model.files import read_json
+from shared_model.run_directory import versions
 from shared_model.settings import Settings, resolve
+from shared_model.shipped_code import code_files
+from shared_model.vocabulary_rules import AgreementRules
 
 
 class Options(NamedTuple):
@@ -52,6 +58,54 @@ def options_of(config: Mapping[str, Any]) -> Options:
         raise TemptError(f"models '{config['models']}': a model is named twice")
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
     return Options(settings, federation, tuple(models), tuple(seeds))
+
+
+def given_vocabulary(config: Mapping[str, Any]) -> Path:
+    """The file of the vocabulary that a run configuration names, of a dataset perhaps."""
+    return Path(str(config["vocabulary"] or config["data"])) / "vocabulary.json"
+
+
+def rules_of(config: Mapping[str, Any]) -> AgreementRules | None:
+    """The rules of an agreement on a vocabulary; None where a vocabulary is given.
+
+    Raises:
+        TemptError: a value is out of type or bounds.
+    """
+    if config["vocabulary"] or config["data"]:
+        return None
+    names = ("minimum_count", "min_records", "top_medications", "top_procedures")
+    return agreement_rules(**{name: config[name.replace("_", "-")] for name in names})
+
+
+def config_of(config: Mapping[str, Any], vocabulary: str | None) -> dict[str, Any]:
+    """The content of a run's `config.json`: all that its results depend on, but for the hospitals' data.
+
+    Args:
+        vocabulary: the digest of the one that is given or was agreed on.
+
+    Raises:
+        TemptError: an option is unknown, ill-typed or out of its bounds, or the dataset can't be read.
+    """
+    settings, federation, models, seeds = options_of(config)
+    rules, data = rules_of(config), str(config["data"])
+    dataset: dict[str, Any] = {"vocabulary": vocabulary, "hospitals": int(config["hospitals"])}
+    if data:  # of Flower's simulation, which sees it
+        dataset["digest"] = read_json(Path(data) / "dataset.json").get("digest")
+    return {
+        "format": 1,
+        "mode": "federated",
+        "data": data,
+        "dataset": dataset,
+        "preset": config["preset"],
+        "settings": settings.model_dump(mode="json"),
+        "federation": federation.model_dump(),
+        "models": list(models),
+        "seeds": list(seeds),
+        "device": config["device"],
+        "save_scores": bool(config["save-scores"]),
+        "versions": versions(),
+        "code": code_files(),
+    } | ({"agreement": rules.model_dump()} if rules is not None else {})
 
 
 def _pairs(option: str, text: str) -> dict[str, str]:

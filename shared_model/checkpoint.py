@@ -71,6 +71,11 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         raise TemptError(f"{path}: not a checkpoint of these settings: {reason}") from None
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: equal digests mean the same tensors."""
+    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+
+
 def _each_in_its_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU; safetensors takes none that shares memory with another, as tied weights do."""
     found: dict[str, Tensor] = {}

@@ -74,13 +74,20 @@ class RoundsResult(FitResult):
     hospitals: dict[Id, RoundsPart]
 
 
+class _RunDataset(Form):
+    vocabulary: str | None = None
+
+
 class RunConfig(Form):
-    """`config.json` of a run directory, as far as an answer for a patient needs it."""
+    """`config.json` of a run directory or of a hospital's folder, as far as an answer for a patient needs it."""
 
     settings: dict[str, Any]
     models: list[str]
-    seeds: Annotated[list[Integer], Field(min_length=1)]
+    seeds: list[Integer]
     mode: str
+    dataset: _RunDataset | None = None
+    vocabulary: str | None = None
+    hospitals: list[Integer] | None = None
 
 
 class _Summary(Form):

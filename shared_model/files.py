@@ -166,13 +166,7 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
         beside.mkdir(mode=0o700)
         (beside / MARK).write_text(mark, encoding="utf-8")
         yield beside
-        if not directory.exists():
-            beside.rename(directory)
-        elif not _exchange(beside, directory):
-            old = directory.with_name(f"{_PREFIX}{os.getpid()}-old-{directory.name}")
-            directory.rename(old)
-            beside.rename(directory)
-            shutil.rmtree(old)
+        take_place(beside, directory)
     except OSError as error:
         reason = error.strerror or error
         culprit = Path(os.fsdecode(error.filename)) if error.filename else directory
@@ -185,6 +179,23 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
             for parent in made:
                 with suppress(OSError):
                     parent.rmdir()
+
+
+def take_place(beside: Path, directory: Path) -> None:
+    """Give a directory the name of another, in one step where the system can; what had the name is removed.
+
+    Raises:
+        OSError: the system refuses it.
+    """
+    if not directory.exists():
+        beside.rename(directory)
+    elif _exchange(beside, directory):
+        shutil.rmtree(beside, ignore_errors=True)
+    else:
+        old = directory.with_name(f"{_PREFIX}{os.getpid()}-old-{directory.name}")
+        directory.rename(old)
+        beside.rename(directory)
+        shutil.rmtree(old)
 
 
 def _remove_abandoned(directory: Path) -> None:

@@ -28,6 +28,7 @@ from shared_model.metrics import record_metrics
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted, Method
 from shared_model.records import RecordSet, Split
+from shared_model.run_directory import seed_folder
 from shared_model.settings import Settings
 
 PRETRAINING = "pretraining"
@@ -55,21 +56,23 @@ class FitFiles(NamedTuple):
 
     @staticmethod
     def of(run: Path, seed: int, model: str, hospital: int, *, trial: bool = False) -> FitFiles:
-        folder = run / "checkpoints" / f"seed-{seed}"
+        folder = seed_folder(run, seed)
         stem = folder / model if hospital == WHOLE_CONSORTIUM else folder / model / str(hospital)
         name = f"{stem.name}{'.trial' if trial else ''}"
         return FitFiles(*(stem.with_name(name + kind) for kind in (".safetensors", ".json", ".partial.safetensors")))
 
     def read(self) -> dict[str, Any] | None:
-        """What the fit left, or None if it is not done.
+        """What the fit left, or None if it is not done, or killed between its new tensors and their result.
 
         Raises:
             TemptError: a file of it is damaged.
         """
         if not self.result.exists() or not self.tensors.exists():
             return None
-        checkpoint.load(self.tensors)
+        tensors, _ = checkpoint.load(self.tensors)
         result = read_form(self.result, _RESULT, "delete it to compute it again")
+        if result.get("digest") not in (None, checkpoint.digest_of(tensors)):  # None: of an earlier version
+            return None
         self.partial.unlink(missing_ok=True)  # killed between both
         return result
 
@@ -86,14 +89,19 @@ class FitFiles(NamedTuple):
         result: dict[str, Any] = (
             about | {"seconds": {"fit": seconds_of(began, fitted)}} | dict(measured) | {"history": fitted.history}
         )
-        self.keep_tensors(fitted.tensors, about, result)
-        return result
+        if context.stands_on is not None:
+            result["stands_on"] = context.stands_on
+        return self.keep_tensors(fitted.tensors, about, result)
 
-    def keep_tensors(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Write tensors, then the result that says that the fit is done."""
+    def keep_tensors(
+        self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], result: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write tensors, then the result that says that the fit is done, and of which tensors; return it."""
+        content = {**result, "digest": checkpoint.digest_of(tensors)}
         checkpoint.save(self.tensors, tensors, about, durable=False)
-        write_json(self.result, dict(result), durable=False)
+        write_json(self.result, content, durable=False)
         self.partial.unlink(missing_ok=True)
+        return content
 
 
 def scores_file(run: Path, seed: int, model: str, hospital: int) -> Path:
@@ -104,6 +112,16 @@ def scores_file(run: Path, seed: int, model: str, hospital: int) -> Path:
 def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: torch.device) -> MedicalEncoder:
     """The encoder of a pretraining checkpoint, without the heads that only pretraining needs."""
     return _encoder(path, stamp_of(path), settings, rows, device)
+
+
+def pretrained_digest(path: Path) -> str:
+    """A digest of the tensors of a pretraining checkpoint: what a fit that adapts them stands on."""
+    return _digest(path, stamp_of(path))
+
+
+@lru_cache(maxsize=1)
+def _digest(path: Path, stamp: tuple[int, ...]) -> str:
+    return checkpoint.digest_of(checkpoint.load(path)[0])
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class Context:
     Attributes:
         hospital: whose records they are, or `WHOLE_CONSORTIUM`.
         encoder: the pretrained encoder, for a method that adapts one.
+        stands_on: a digest of the pretraining's tensors that the encoder is of.
         resume: where a long fit keeps its state while it runs.
         epochs: fit for exactly so many, with no look at validation.
     """
@@ -53,6 +54,7 @@ class Context:
     hospital: int
     device: torch.device
     encoder: MedicalEncoder | None = None
+    stands_on: str | None = None
     resume: Path | None = None
     on_epoch: OnEpoch | None = None
     epochs: int | None = None

@@ -13,14 +13,18 @@ from shared_model.errors import TemptError
 from shared_model.files import check_place, locked, new_directory, read_json, remove_leftovers, write_json, write_text
 
 CONFIG = "config.json"
+VOCABULARY = "vocabulary.json"
 DATASET = "dataset"
+CODE = "code"  # in a run's config: a digest of each file of the code that it was begun with
 
 _README = """This directory was made from patients' records. It holds models fitted to them, the records themselves
 where it has a folder `dataset`, and with --save-scores what each patient was given and recommended. Only those who
 may read the records may read it; its mode is 0700.
 """
 # What may differ between a run and its resumption without changing a bit of its results.
-_INCIDENTAL = ("command", "versions", "data")
+_INCIDENTAL = ("command", "versions", "data", CODE)
+# What a run has by the way it was asked for; any other field that it lacks is newer than it.
+_OPEN = ("agreement.", "federation.options.")
 # Of the versions only this one may change bits.
 _DECISIVE = "torch"
 
@@ -60,20 +64,61 @@ def held(directory: Path) -> Iterator[None]:
         yield
 
 
+def seed_folder(run: Path, seed: int) -> Path:
+    """Where a run keeps the models of a seed; of a hospital's own folder with all that an answer from them needs."""
+    return run / "checkpoints" / f"seed-{seed}"
+
+
 def compare(directory: Path, config: Mapping[str, Any]) -> None:
     """Compare a run's config with that of a command that is to resume it.
+
+    Raises:
+        TemptError: they differ; the first difference is named with both values, or of the code the file.
+    """
+    path, run = directory / CONFIG, read_json(directory / CONFIG)
+    if CODE in config and CODE not in run:
+        raise TemptError(
+            f"{path}: the run was begun by an earlier version, which did not keep what its code was; go on with it in "
+            "that version, or begin another run with another --out"
+        )
+    _compare_options(path, _comparable(run), _comparable(config))
+    _compare_code(path, run.get(CODE, {}), config.get(CODE, {}))
+
+
+def compare_finished(directory: Path, config: Mapping[str, Any]) -> None:
+    """Compare a finished run's config with that of a command that asks for it again: its options, as nothing is run.
+
+    What an earlier version did not keep is not compared.
 
     Raises:
         TemptError: they differ; the first difference is named with both values.
     """
     path = directory / CONFIG
-    old, new = (_comparable(content) for content in (read_json(path), config))
+    old, new = _comparable(read_json(path)), _comparable(config)
+    of_both = {name: value for name, value in old.items() if not name.startswith(_OPEN)}
+    of_both |= {name: value for name, value in new.items() if name in old or name.startswith(_OPEN)}
+    _compare_options(path, old, of_both)
+
+
+def _compare_options(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise TemptError(
                 f"{path}: the run has {name}={old.get(name)}, this command {new.get(name)}; "
                 "resume with the same options, or begin another run with another --out"
             )
+
+
+def _compare_code(path: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if differ:
+        first = differ[0]
+        how = "is new" if first not in old else "is gone" if first not in new else "differs"
+        more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+        raise TemptError(
+            f"{path}: the run was begun with other code: {first} {how}{more}; go on with the code of then, or begin "
+            "another run with another --out"
+        )
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from shared_model.records import Dataset
 from shared_model.results import AnyFit, Fit, write_results
 from shared_model.run_directory import versions
 from shared_model.settings import Settings
+from shared_model.shipped_code import code_files
 from sim.display import Display
 from sim.methods import adapts, method
 from sim.units import FitUnit, Plan, fit_unit
@@ -61,7 +62,12 @@ def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) ->
         "format": 1,
         "mode": request.mode,
         "data": request.data,
-        "dataset": {"digest": dataset.digest, "sources": dict(sources), "preparation": request.preparation},
+        "dataset": {
+            "digest": dataset.digest,
+            "vocabulary": dataset.vocabulary.digest,
+            "sources": dict(sources),
+            "preparation": request.preparation,
+        },
         "preset": request.preset,
         "settings": request.settings.model_dump(mode="json"),
         "models": list(request.models),
@@ -72,6 +78,7 @@ def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) ->
         "save_scores": request.save_scores,
         "command": list(request.command),
         "versions": versions(),
+        "code": code_files("sim"),
     }
 
 
@@ -136,12 +143,22 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
         trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
         done.update({trial: result for trial in trials if (result := trial.files.read()) is not None})
     display.begin(len(units) + len(trials), len(done))
+    needed = {unit.needs for unit in done}
+    run([unit for unit in units if unit in needed and unit not in done])
+    for unit in [unit for unit in done if not _stands(unit, done)]:
+        del done[unit]
     if trials:
         units = _with_common_epochs(units, trials, done, run)
     run(units)
     history.rewrite(done)
     final = {unit: done[unit] for unit in [*units, *trials]}
     return write_results(request.run, about_of(request, dataset), final, request.models, request.seeds)
+
+
+def _stands(unit: FitUnit, done: Mapping[FitUnit, Mapping[str, Any]]) -> bool:
+    """Whether a fit is of the pretraining that there is now; one of an earlier version does not say."""
+    digest = done[unit.needs]["digest"] if unit.needs is not None and "stands_on" in done[unit] else None
+    return digest is None or digest == done[unit]["stands_on"]
 
 
 def plan_of(request: Request, directory: Path, dataset: Dataset) -> Plan:

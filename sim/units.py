@@ -13,7 +13,14 @@ import torch
 
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError
-from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_encoder, stamp_of
+from shared_model.fitting import (
+    PRETRAINING,
+    FitFiles,
+    fit_and_evaluate,
+    pretrained_digest,
+    pretrained_encoder,
+    stamp_of,
+)
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.recommendation import Context, Fitted
@@ -108,8 +115,9 @@ def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) 
     """What a method needs to fit or to answer, with the pretrained encoder if it adapts one."""
     rows = TokenRows(len(vocabulary.diagnoses), len(vocabulary.procedures))
     device = torch.device(unit.plan.device)
-    encoder = None
+    encoder = stands_on = None
     if unit.needs is not None:
+        stands_on = pretrained_digest(unit.needs.files.tensors)
         encoder = pretrained_encoder(unit.needs.files.tensors, unit.plan.settings, rows, device)
     return Context(
         settings=unit.plan.settings,
@@ -119,6 +127,7 @@ def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) 
         hospital=unit.hospital,
         device=device,
         encoder=encoder,
+        stands_on=stands_on,
         resume=unit.files.partial,
         on_epoch=emit,
         epochs=unit.epochs,

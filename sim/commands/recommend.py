@@ -43,7 +43,7 @@ def recommend(
     for one in recommended:
         tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
     rest = [one for one in medications if not one.recommended][:3]
-    threshold = f"{threshold_of(run):g}"
+    threshold = f"{threshold_of(run, seed):g}"
     tell(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
     for one in rest:
         tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")

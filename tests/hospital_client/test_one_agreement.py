@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hospital_client.app import Place, make_app
+from hospital_client.one_agreement import sizes_and_digest
+from server import exchange
+from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from server.told import Told
 from server.vocabulary_agreement import agree
-from shared_model.files import read_json
+from shared_model.files import read_json, write_json
+from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 from shared_model.vocabulary_rules import AgreementRules
 from sim.inprocess_grid import InProcessGrid
@@ -49,9 +56,44 @@ def cut_of(vocabulary: Vocabulary, diagnoses: int) -> dict[str, ConfigRecord]:
     return {"cut": ConfigRecord({name: content[name] for name in ("diagnoses", "procedures", "medications")})}
 
 
-def greeted(place: Place, vocabulary: Vocabulary) -> Message:
+def greeted(place: Place, vocabulary: Vocabulary, seed: int = 42) -> Message:
     records = {"vocabulary": ConfigRecord({**vocabulary.content()})}
-    return asked(place, "hello", records=records, vocabulary=vocabulary.digest)
+    return asked(place, "hello", records=records, vocabulary=vocabulary.digest, seed=seed)
+
+
+def lonely(folder: Path, *diagnoses: str, common: int = 59) -> Place:
+    """Hospital 7: stays with diagnosis A, then one for each word, with a diagnosis a letter."""
+    sets = ["A"] * common + list(diagnoses)
+    stays = range(1, len(sets) + 1)
+    tables = {
+        "patient": [(stay, 7, f"p{stay}") for stay in stays],
+        "diagnosis": [(stay, code, 1) for stay, codes in zip(stays, sets, strict=True) for code in codes],
+        "treatment": [(stay, "t", 1) for stay in stays],
+        "medication": [(stay, 5, "D", "No") for stay in stays],
+    }
+    return Place(write_tables(folder / "raw", tables), 7, folder / "state", is_raw=True)
+
+
+def tiny(diagnoses: list[str]) -> Vocabulary:
+    return Vocabulary(tuple(diagnoses), ("t",), (5,), ("D",))
+
+
+def number_of(reply: Message) -> int | None:
+    """How many records a greeting told; None if it was refused."""
+    if reply.has_error():
+        return None
+    return sum(int(str(reply.content.metric_records["metrics"][part])) for part in ("train", "validation", "test"))
+
+
+def diagnoses_of(reply: Message) -> list[str]:
+    return list(map(str, reply.content.config_records["codes"]["diagnoses"]))  # type: ignore[arg-type]
+
+
+def assert_refused_round(place: Place, kind: str, vocabulary: Vocabulary) -> None:
+    config = {"vocabulary": vocabulary.digest, "experiment": "x", "seed": 42, "settings": Settings().model_dump_json()}
+    message = plain_message(RecordDict({"config": ConfigRecord({**config})}), f"train.{kind}", 3, number=1)
+    reply = make_app(lambda context: place)(message, Context(0, 3, {}, RecordDict(), {}))
+    assert reply.has_error() and (reply.error.reason or "").startswith("TemptError at one_agreement.py:")
 
 
 def lines_of(place: Place) -> list[dict[str, Any]]:
@@ -115,10 +157,163 @@ def test_an_agreement_that_is_repeated_is_answered_again_in_the_same_words(place
 
 def test_counts_of_tables_that_had_changed_were_told_beside_those_before(place: Place, tmp_path: Path) -> None:
     assert not asked(place, "vocabulary_counts").has_error()
-    assert not asked(place, "vocabulary_counts", **{"minimum-count": 9}).has_error(), "a server may want fewer codes"
     changed = make_tables(5, {3: 61})
     assert asked(replace(place, partition=write_tables(tmp_path / "new", changed)), "vocabulary_counts").has_error()
     assert not asked(place, "vocabulary_counts").has_error()
+
+
+def test_counts_were_told_for_every_minimum_in_turn(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Which is how many stays have each code."""
+    answered = [not asked(place, "vocabulary_counts", **{"minimum-count": least}).has_error() for least in range(1, 20)]
+    assert answered == [True] * 5 + [False] * 14, "the hospital's own minimum is 5, the larger holds"
+    assert f"another minimum count; delete {place.folder / 'agreement.json'} to allow a new agreement" in caplog.text
+    vocabulary = Vocabulary(("a",), ("b",), (1,), ("c",))
+    assert asked(place, "vocabulary_remaining", records=cut_of(vocabulary, 1), **{"minimum-count": 7}).has_error()
+
+
+def test_a_rare_code_was_told_by_the_difference_of_a_cut_and_a_vocabulary(tmp_path: Path) -> None:
+    """60 stays have diagnosis A, and one more has B alone; that one is counted in no answer, or in each."""
+    place = lonely(tmp_path, "A", "B")
+    told = {}
+    for cut in (["A"], ["A", "B"]):
+        for named in (["A"], ["A", "B"], ["B"], ["A", "C"]):
+            (place.folder / "agreement.json").unlink(missing_ok=True)
+            assert diagnoses_of(asked(place, "vocabulary_counts")) == ["A"]
+            remaining = asked(place, "vocabulary_remaining", records=cut_of(tiny(cut), 9))
+            assert remaining.content.metric_records["metrics"]["records"] == 60
+            told[*cut, "|", *named] = number_of(greeted(place, tiny(named)))
+    none = ("A", "|", "A", "B"), ("A", "|", "B"), ("A", "|", "A", "C"), ("A", "B", "|", "A", "C")
+    assert [key for key, number in told.items() if number is None] == list(none), "not of the cut"
+    assert told["A", "B", "|", "B"] == 0, "a vocabulary without the hospital's codes is not its"
+    assert {told[key] for key in told if key not in none} == {60, 0}
+
+
+def test_a_vocabulary_was_asked_for_first_and_a_cut_after_it(tmp_path: Path) -> None:
+    place = lonely(tmp_path, "A", "B")
+    assert number_of(greeted(place, tiny(["A"]))) == 60
+    assert asked(place, "vocabulary_counts").has_error()
+    assert asked(place, "vocabulary_remaining", records=cut_of(tiny(["A", "B"]), 9)).has_error()
+    assert number_of(greeted(place, tiny(["A"]))) == 60
+
+
+def test_a_hospital_without_a_part_in_the_agreement_is_left_out_of_the_federation(tmp_path: Path) -> None:
+    """Also where the server was given the vocabulary, and asks for no number of records."""
+    place = lonely(tmp_path, "A", "B")
+    remaining = asked(place, "vocabulary_remaining", records=cut_of(tiny(["A"]), 9), **{"min-records": 61})
+    assert remaining.content.metric_records["metrics"]["records"] == 0
+    plan = exchange.Plan("test", 42, Settings(), FederationSettings(), tiny(["A"]))
+    found, refused = exchange.greet(InProcessGrid({7: place}, None), plan)
+    assert found == [] and list(refused.values()) == ["hospital 7 has 0 records, expected at least 1"]
+    assert not (place.folder / "prepared").exists()
+
+
+def test_rounds_were_answered_under_a_vocabulary_of_an_agreement_before(tmp_path: Path) -> None:
+    place = lonely(tmp_path, "A", "B")
+    assert number_of(greeted(place, tiny(["A"]))) == 60
+    (place.folder / "agreement.json").unlink()
+    for message in ("pretrain", "tune"):
+        assert_refused_round(place, message, tiny(["A"]))
+    assert number_of(greeted(place, tiny(["A", "B"]))) == 61
+    assert_refused_round(place, "pretrain", tiny(["A"]))
+
+
+def test_tables_that_changed_told_how_many_stays_they_had_gained(tmp_path: Path) -> None:
+    place = lonely(tmp_path, "A", "B")
+    assert number_of(greeted(place, tiny(["A"]))) == 60
+    more = replace(place, partition=lonely(tmp_path / "more", "A", "A").partition)
+    assert greeted(more, tiny(["A"])).has_error()
+    assert number_of(greeted(place, tiny(["A"]))) == 60
+
+
+def test_records_that_were_kept_were_told_below_a_minimum_that_was_raised(place: Place) -> None:
+    vocabulary, _ = agreed(place)
+    assert not greeted(place, vocabulary).has_error()
+    assert greeted(replace(place, minimum_count=1000), vocabulary).has_error()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"cut": 5}', '{"cut": {}}', '{"counts of many": {}}', '{"codes": {"diagnoses": []}}'),
+        '{"cut": {"minimum_count": 5, "min_records": 1}, "codes": {"diagnoses": [], "procedures": []}}',
+    ],
+)
+def test_a_damaged_agreement_is_one_line(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    place = lonely(tmp_path, "A", "B")
+    place.folder.mkdir()
+    (place.folder / "agreement.json").write_text(content)
+    for reply in (
+        asked(place, "vocabulary_counts"),
+        asked(place, "vocabulary_remaining", records=cut_of(tiny(["A"]), 9)),
+        greeted(place, tiny(["A"])),
+    ):
+        assert reply.has_error() and (reply.error.reason or "").startswith("TemptError at ")
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert str(place.folder / "agreement.json") in caplog.text
+    assert (place.folder / "agreement.json").read_text() == content
+
+
+def test_an_agreement_of_the_version_before_is_honoured_or_refused_in_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It kept no codes, and told 61 records under this cut."""
+    place = lonely(tmp_path, "A", "B")
+    cut, vocabulary = tiny(["A", "B"]), tiny(["A"])
+    counts = asked(place, "vocabulary_counts")
+    assert not counts.has_error()
+    kept = read_json(place.folder / "agreement.json")
+    kept["cut"] = sizes_and_digest(cut.content()) | {"minimum_count": 5, "min_records": 1}
+    write_json(place.folder / "agreement.json", kept)
+    assert not asked(place, "vocabulary_counts").has_error()
+    assert asked(place, "vocabulary_remaining", records=cut_of(cut, 9)).has_error(), "61 would now be 60"
+    assert greeted(place, vocabulary).has_error()
+    assert "another cut, to a server of an earlier version; delete" in caplog.text
+    write_json(place.folder / "agreement.json", kept | {"vocabulary": sizes_and_digest(vocabulary.content())})
+    assert number_of(greeted(place, vocabulary)) == 60, "as it was told before"
+    assert asked(place, "vocabulary_remaining", records=cut_of(cut, 9)).has_error()
+
+
+_ORDERS = st.lists(
+    st.one_of(
+        st.tuples(st.just("counts"), st.sampled_from([1, 5, 6, 30])),
+        st.tuples(
+            st.just("cut"),
+            st.sampled_from([1, 5, 6]),
+            st.sets(st.sampled_from("ABCD"), min_size=1),
+            st.sampled_from([1, 40, 60, 61]),
+        ),
+        st.tuples(st.just("vocabulary"), st.sampled_from([42, 43]), st.sets(st.sampled_from("ABCD"), min_size=1)),
+    ),
+    max_size=9,
+)
+
+
+@given(orders=_ORDERS, rows=st.lists(st.sampled_from(["A", "B", "AB", "AC", "C", "D", "AD"]), min_size=1, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_no_order_of_requests_gives_two_numbers_of_records_or_counts_at_two_minima(
+    orders: list[tuple[Any, ...]], rows: list[str]
+) -> None:
+    """A server that means harm: whatever it asks in whichever order, there is one number, of enough records."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = lonely(Path(folder), *(["A"] * 5 + rows), common=40)
+        numbers, counts = set(), set()
+        for what, *details in orders:
+            if what == "counts":
+                reply = asked(place, "vocabulary_counts", **{"minimum-count": details[0]})
+                if not reply.has_error():
+                    counts.add(tuple(diagnoses_of(reply)))
+            elif what == "cut":
+                least, codes, min_records = details
+                more = {"minimum-count": least, "min-records": min_records}
+                reply = asked(place, "vocabulary_remaining", records=cut_of(tiny(sorted(codes)), 9), **more)
+                if not reply.has_error():
+                    numbers.add(reply.content.metric_records["metrics"]["records"])
+            else:
+                seed, codes = details
+                numbers.add(number_of(greeted(place, tiny(sorted(codes)), seed=seed)))
+        told = numbers - {None, 0}
+        assert len(told) <= 1 and len(counts) <= 1
+        assert all(isinstance(number, int) and number >= 5 for number in told)
 
 
 def test_the_ledger_did_not_tell_what_was_asked(place: Place) -> None:

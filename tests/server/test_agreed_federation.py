@@ -155,6 +155,7 @@ def test_records_are_prepared_anew_only_where_vocabulary_or_tables_changed(raw: 
     assert again[0] != first[0] and again[1] == first[1], "what is damaged is made again"
     fewer = {name: rows if name == "patient" else rows[: len(rows) // 2] for name, rows in raw.own[3].items()}
     write_tables(tmp_path / "raw", fewer)
+    (tmp_path / "state" / "agreement.json").unlink()  # another number of records is told then
     assert greeted(vocabulary)[1] < first[1]
     renamed = replace(vocabulary, medication_names=("A", *vocabulary.medication_names[1:]))
     greeted(renamed)

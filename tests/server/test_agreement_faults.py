@@ -18,7 +18,7 @@ from server import exchange
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.vocabulary_agreement import Agreement, agree
-from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.errors import TooFewHospitals
 from shared_model.vocabulary import read_vocabulary
 from shared_model.vocabulary_rules import AgreementRules
 from sim.inprocess_grid import InProcessGrid
@@ -260,5 +260,5 @@ def test_without_a_code_that_enough_records_have_there_is_no_vocabulary(raw: Raw
     }
     few = RawConsortium(tmp_path, tables)
     assert agreed(few.places(), 2).records == {3: 6}
-    with pytest.raises(TemptError, match="diagnoses: no code is left that 5 stays of a hospital have; lower --min"):
+    with pytest.raises(TooFewHospitals, match="0 hospitals of 1, expected at least 1; hospital 3: 0 records"):
         agreed(few.places(), 5)

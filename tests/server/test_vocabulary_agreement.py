@@ -141,7 +141,7 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
     raw, minimum = RawConsortium(tmp_path, make_tables(seed)), max(asked, own)
     grid = Listening(raw.places(minimum_count=own))
     rules = AgreementRules(minimum_count=asked, min_records=1, top_medications=12, top_procedures=14)
-    agree(grid, rules, Told(), timeout=None, expected=3, least=3)
+    agree(grid, rules, Told(), timeout=None, expected=3, least=2)
     cut = _cut_by_hand(raw.own, minimum)
     for hospital, tables in raw.own.items():
         counts, remaining = (grid.of(f"vocabulary_{name}")[hospital].content for name in ("counts", "remaining"))
@@ -161,10 +161,14 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
 
         # of the cut, exactly those that enough of the records have
         complete = set.intersection(*({s for code in cut[t] for s in has[t].get(code, ())} for t in cut))
-        assert remaining.metric_records["metrics"]["records"] == len(complete)
         arrays = remaining.array_records["arrays"]
+        common = {t: [c for c in cut[t] if len(has[t].get(c, set()) & complete) >= minimum] for t in cut}
+        # records have such a code of each kind: whatever the vocabulary will be, they are as many; too few are none
+        records = set.intersection(*({s for code in common[t] for s in has[t][code]} for t in cut))
+        has_part = len(records) >= minimum
+        assert remaining.metric_records["metrics"]["records"] == (len(records) if has_part else 0)
         for table, modality in zip(cut, ("diagnoses", "procedures", "medications"), strict=True):
-            expected_mask = [len(has[table].get(code, set()) & complete) >= minimum for code in cut[table]]
+            expected_mask = [has_part and code in common[table] for code in cut[table]]
             assert arrays[modality].numpy().tolist() == expected_mask, modality
 
         # of a medication of the cut, the most frequent of the names that enough stays have
@@ -173,7 +177,7 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
         assert {cut["medication"][place]: name for place, name in pairs} == {
             code: min((-rows[pair], pair[1]) for pair in rows if pair[0] == code)[1]
             for code, _ in rows
-            if code in cut["medication"]
+            if has_part and code in cut["medication"]
         }
 
         # and nothing else, in whichever form
@@ -190,7 +194,7 @@ def test_a_hospital_that_was_launched_without_a_minimum_names_no_rare_code_for_a
 ) -> None:
     raw = RawConsortium(tmp_path, make_tables(1))
     grid = Listening({h: Place(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()})
-    agree(grid, AgreementRules(minimum_count=1, **LOOSE), Told(), timeout=None, expected=3, least=3)
+    agree(grid, AgreementRules(minimum_count=1, **LOOSE), Told(), timeout=None, expected=3, least=2)
     for _, hospital, reply in grid.replies:
         assert secrets(reply.content, raw.own[hospital], 5) == []
     assert inspect.signature(launch).parameters["minimum_count"].default == Place(tmp_path, 3, tmp_path).minimum_count
@@ -201,9 +205,9 @@ def test_a_hospital_with_a_code_that_is_no_line_could_not_take_part(tmp_path: Pa
     tables, code = make_tables(1), "200.5, K000"
     for other in ("200.5,\nK000", "x" * 201):
         changed = tables | {"diagnosis": [(s, other if c == code else c, o) for s, c, o in tables["diagnosis"]]}
-        found = agreed(RawConsortium(tmp_path / str(len(other)), changed).places(), 5)
+        found = agreed(RawConsortium(tmp_path / str(len(other)), changed).places(), 2)
         assert found.left_out == {}
-        kept = agreed(RawConsortium(tmp_path / "as it was", tables).places(), 5).vocabulary.diagnoses
+        kept = agreed(RawConsortium(tmp_path / "as it was", tables).places(), 2).vocabulary.diagnoses
         assert found.vocabulary.diagnoses == kept[1:] and kept[0] == code
 
 

@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from shared_model import checkpoint
 from shared_model.errors import TemptError
+from shared_model.files import read_json
+from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.vocabulary import write_vocabulary
 from sim.cli import run as tempt
 from sim.recommend import recommend
@@ -172,3 +176,29 @@ def test_recommend_from_a_run_of_another_version_is_one_line(run: Path, tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"settings": {"encoder": {"depth": 2}}}))
     with pytest.raises(TemptError, match="not the config of a run of this version"):
         recommend(tmp_path, "tempt", 42, 8, ["a"], ["b"])
+
+
+def test_recommend_answered_from_a_head_on_another_encoder(run: Path, tmp_path: Path) -> None:
+    """The pretraining was computed again with other bits, as after a damaged file on a GPU; --resume mends it."""
+    shutil.copytree(run, tmp_path / "run")
+    codes = [VOCABULARY.diagnoses[3]], [VOCABULARY.procedures[5]]
+    files = FitFiles.of(tmp_path / "run", 42, PRETRAINING, WHOLE_CONSORTIUM)
+    tensors, about = checkpoint.load(files.tensors)
+    files.keep_tensors({name: tensor * 0.9 for name, tensor in tensors.items()}, about, read_json(files.result))
+    with pytest.raises(TemptError, match=r"new and old files are mixed, .*8.safetensors was not tuned on pretraining"):
+        recommend(tmp_path / "run", "tempt", 42, 8, *codes)
+    for model, seed in (("full-train", 42), ("tempt", 43)):  # which stand on none, or on another
+        assert recommend(tmp_path / "run", model, seed, 8, *codes) == recommend(run, model, seed, 8, *codes)
+    arguments = ["--data", str(run.parent / "dataset"), "--out", str(tmp_path / "run"), "--models", MODELS, "--resume"]
+    arguments += ["--seeds", "42,43", "--save-scores", "--jobs", "1", *consortium.assigned()]
+    assert tempt(["simulate", "centralized", *arguments]) == 0
+    assert recommend(tmp_path / "run", "tempt", 42, 8, *codes) != recommend(run, "tempt", 42, 8, *codes)
+    assert recommend(tmp_path / "run", "tempt", 43, 8, *codes) == recommend(run, "tempt", 43, 8, *codes)
+
+
+def test_recommend_answered_with_another_runs_vocabulary(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    other = replace(VOCABULARY, diagnoses=(*VOCABULARY.diagnoses[:-1], "Z99"))
+    write_vocabulary(tmp_path / "run" / "vocabulary.json", other)
+    with pytest.raises(TemptError, match=r"vocabulary.json is not the one .*; go on with --resume, or make the run"):
+        recommend(tmp_path / "run", "tempt", 42, 8, ["Z99"], [VOCABULARY.procedures[5]])
