@@ -29,13 +29,13 @@ endif
 define FILL
 set -e
 shown() { # a command of pip's, with those of its lines that say how far it is
-	{ "$$@" || echo failed; } | while IFS= read -r line; do
+	{ "$$@" || echo failed; } | (trap '' INT; while IFS= read -r line; do # Ctrl-C ends pip, and this when pip has ended
 		case "$$line" in
 		failed) exit 1 ;;
 		Collecting*|*Downloading*|*Building*) printf '  %s\n' "$${line#"$${line%%[! ]*}"}" ;;
 		Installing*) echo '  Installing what was collected' ;;
 		esac
-	done
+	done)
 }
 uv_torch() { # torch alone: what it needs is pip's affair
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend "$$backend" "$$@" "$$torch"
