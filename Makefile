@@ -86,7 +86,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
 # What an interrupted one left may be half a package: it is made anew, from what pip has in its cache.
-	@if test -e $(UNFINISHED) || test -n "$(MOVED)"; then rm -rf .venv; fi
+# The mark goes last, as deleting may be interrupted, too.
+	@if test -n "$(MOVED)"; then touch $(UNFINISHED); fi
+	@if test -e $(UNFINISHED); then find .venv -mindepth 1 -maxdepth 1 ! -name unfinished -exec rm -rf {} +; fi
 	@mkdir -p .venv && rm -f $(STAMP) && touch $(UNFINISHED)
 	@"$(PYTHON)" -m venv .venv
 	@TORCH_INDEX="$(TORCH_INDEX)" sh -c "$$FILL"
