@@ -29,13 +29,13 @@ endif
 define FILL
 set -e
 shown() { # a command of pip's, with those of its lines that say how far it is
-	{ "$$@" || echo failed; } | while IFS= read -r line; do
+	{ "$$@" || echo failed; } | (trap '' INT; while IFS= read -r line; do # Ctrl-C ends pip, and this when pip has ended
 		case "$$line" in
 		failed) exit 1 ;;
 		Collecting*|*Downloading*|*Building*) printf '  %s\n' "$${line#"$${line%%[! ]*}"}" ;;
 		Installing*) echo '  Installing what was collected' ;;
 		esac
-	done
+	done)
 }
 uv_torch() { # torch alone: what it needs is pip's affair
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend "$$backend" "$$@" "$$torch"
@@ -86,7 +86,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'error: "$(PYTHON)" has no module venv or ensurepip; install it (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 2; }
 # What an interrupted one left may be half a package: it is made anew, from what pip has in its cache.
-	@if test -e $(UNFINISHED) || test -n "$(MOVED)"; then rm -rf .venv; fi
+# The marks go last, as deleting may be interrupted, too.
+	@if test -n "$(MOVED)"; then touch $(UNFINISHED); fi
+	@if test -e $(UNFINISHED); then find .venv -mindepth 1 -maxdepth 1 ! -name unfinished ! -name .tempt -exec rm -rf {} +; fi
 	@mkdir -p .venv && rm -f $(STAMP) && echo venv > .venv/.tempt && touch $(UNFINISHED)
 	@"$(PYTHON)" -m venv .venv
 	@TORCH_INDEX="$(TORCH_INDEX)" sh -c "$$FILL"

@@ -136,6 +136,23 @@ def test_setup_that_fails_halfway_ends_with_an_error_and_begins_anew_the_next_ti
     assert clone.make("setup")[1] == []
 
 
+def test_setup_that_is_interrupted_while_it_deletes_still_knows_that_it_is_unfinished(clone: Clone) -> None:
+    clone.make("setup", PIP_ENDS="false")
+    script = '#!/bin/sh\ncase "$*" in *bin*) kill -INT $PPID; exit 1 ;; esac\nexec /bin/rm "$@"\n'
+    (clone.programs / "rm").write_text(script)
+    (clone.programs / "rm").chmod(0o755)
+    assert clone.make("setup")[0].returncode != 0
+    assert (clone.folder / ".venv" / "unfinished").exists()
+
+
+def test_setup_in_a_folder_that_was_moved_begins_anew(clone: Clone) -> None:
+    assert clone.make("setup")[0].returncode == 0
+    (clone.folder / ".venv" / "old").write_text("of another folder")
+    (clone.folder / ".venv" / "installed-in").write_text("/elsewhere\n")
+    assert clone.make("setup")[0].returncode == 0
+    assert sorted(path.name for path in (clone.folder / ".venv").iterdir()) == ["bin", "installed-in"]
+
+
 def test_setup_leaves_an_environment_of_the_users_own(clone: Clone) -> None:
     (clone.folder / ".venv").mkdir()
     (clone.folder / ".venv" / "mine").write_text("mine")
