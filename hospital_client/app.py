@@ -200,7 +200,6 @@ def _hello(content: RecordDict, place: Place) -> Reply:
     Of a hospital that has no part in the agreement no record is told.
     """
     config = content.config_records["config"]
-    texts = {"vocabulary": str(config["vocabulary"])}
     if place.is_raw:
         vocabulary = Vocabulary.of(content.config_records["vocabulary"])
         if vocabulary.digest != config["vocabulary"]:
@@ -212,7 +211,8 @@ def _hello(content: RecordDict, place: Place) -> Reply:
         )
         if not records:
             log.warning("hospital %d has no part: too few records, or the vocabulary lacks its codes", place.hospital)
-            return Reply({"hospital": place.hospital, "train": 0, "validation": 0, "test": 0}, {}, {}, texts)
+            none = {"train": 0, "validation": 0, "test": 0}
+            return Reply({"hospital": place.hospital, **none}, {}, {}, {"vocabulary": vocabulary.digest})
         one_agreement.hold_records(place.folder, records)
     partition = _partition(place.prepared(config))
     split = partition.split(_integer(config, "seed"))

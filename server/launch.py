@@ -23,7 +23,7 @@ from server.told import STATUS, read_status
 from shared_model import run_directory
 from shared_model.addresses import ALL, Address, address_of, host_of, is_loopback
 from shared_model.errors import TemptError, TooFewHospitals
-from shared_model.file_forms import RunConfig, RunResults, read_form
+from shared_model.file_forms import RunResults, read_form
 from shared_model.files import MARK, locked, new_directory, private_directory, write_text
 from shared_model.own_folder import claim
 from shared_model.ownership import check_own
@@ -116,7 +116,7 @@ def _compare(run: Path, asked: Mapping[str, Any], vocabulary: str | None, *, is_
     Args:
         vocabulary: the digest of the one that is given; None: the run's own, which its hospitals agreed on.
     """
-    kept = read_form(run / run_directory.CONFIG, RunConfig, "name another --out").get("dataset") or {}
+    kept = run_directory.config_of(run).get("dataset") or {}
     dataset = asked["dataset"] | {"vocabulary": vocabulary if vocabulary is not None else kept.get("vocabulary")}
     compare = run_directory.compare_finished if is_finished else run_directory.compare
     compare(run, {**asked, "dataset": dataset})

@@ -62,9 +62,10 @@ def most_of(told: Collection[int], share: float) -> int | None:
     sizes = sorted((records for records in told if records), reverse=True)
     for larger, size in enumerate(sizes):
         # `larger` hospitals count with the bound, the others as they say: bound = share (larger bound + others)
-        bound = share * sum(sizes[larger:]) / (1 - larger * share)
+        # rounded up a little: 49 of 51, though 0.49 / 0.51 * 51 is below
+        bound = share * sum(sizes[larger:]) / (1 - larger * share) * (1 + 1e-12)
         if size <= bound:
-            return int(bound * (1 + 1e-12)) if larger else None  # 49 of 51, though 0.49 / 0.51 * 51 is below
+            return int(bound) if larger else None
     raise AssertionError("the smallest hospital's records are within the bound")
 
 

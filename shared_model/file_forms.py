@@ -78,16 +78,28 @@ class _RunDataset(Form):
     vocabulary: str | None = None
 
 
-class RunConfig(Form):
-    """`config.json` of a run directory or of a hospital's folder, as far as an answer for a patient needs it."""
+class ComparedConfig(Form):
+    """`config.json` of a run directory, as far as a command that goes on with it reads it by name."""
+
+    dataset: _RunDataset | None = None
+    code: dict[str, str] = {}
+
+
+class SeedConfig(Form):
+    """`config.json` beside a hospital's models of a seed, as far as an answer for a patient needs it."""
 
     settings: dict[str, Any]
     models: list[str]
-    seeds: list[Integer]
     mode: str
     dataset: _RunDataset | None = None
     vocabulary: str | None = None
     hospitals: list[Integer] | None = None
+
+
+class RunConfig(SeedConfig):
+    """The same of a run directory or of a hospital's folder."""
+
+    seeds: list[Integer]
 
 
 class _Summary(Form):

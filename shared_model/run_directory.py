@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
-from shared_model.files import check_place, locked, new_directory, read_json, remove_leftovers, write_json, write_text
+from shared_model.file_forms import ComparedConfig, read_form
+from shared_model.files import check_place, locked, new_directory, remove_leftovers, write_json, write_text
 
 CONFIG = "config.json"
 VOCABULARY = "vocabulary.json"
@@ -75,7 +76,7 @@ def compare(directory: Path, config: Mapping[str, Any]) -> None:
     Raises:
         TemptError: they differ; the first difference is named with both values, or of the code the file.
     """
-    path, run = directory / CONFIG, read_json(directory / CONFIG)
+    path, run = directory / CONFIG, config_of(directory)
     if CODE in config and CODE not in run:
         raise TemptError(
             f"{path}: the run was begun by an earlier version, which did not keep what its code was; go on with it in "
@@ -94,10 +95,19 @@ def compare_finished(directory: Path, config: Mapping[str, Any]) -> None:
         TemptError: they differ; the first difference is named with both values.
     """
     path = directory / CONFIG
-    old, new = _comparable(read_json(path)), _comparable(config)
+    old, new = _comparable(config_of(directory)), _comparable(config)
     of_both = {name: value for name, value in old.items() if not name.startswith(_OPEN)}
     of_both |= {name: value for name, value in new.items() if name in old or name.startswith(_OPEN)}
     _compare_options(path, old, of_both)
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """What a run was begun with.
+
+    Raises:
+        TemptError: the file is missing, damaged or of another form.
+    """
+    return read_form(directory / CONFIG, ComparedConfig, "begin another run with another --out")
 
 
 def _compare_options(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from shared_model.lines import say
+
 LIMIT = 60.0
 """Seconds without a sign after which a process is taken for dead: Flower's lease, after which a hospital is away."""
 START_LIMIT = 180.0
@@ -101,7 +103,7 @@ def run_alone(main: Callable[[], object]) -> NoReturn:
         main()
     except SystemExit as end:
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+            say(end.code)
         _exit(end.code if isinstance(end.code, int) else int(end.code is not None))
     except BaseException as error:
         failed(type(error), error, error.__traceback__)

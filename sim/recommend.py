@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
-from shared_model.file_forms import ModelResult, RunConfig, RunResults, read_form
+from shared_model.file_forms import ModelResult, RunConfig, RunResults, SeedConfig, read_form
 from shared_model.fitting import PRETRAINING, FitFiles, pretrained_digest
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Method
@@ -133,7 +133,7 @@ def _source(run: Path, seed: int | None) -> _Source:
         raise TemptError(f"{run}: the run has no seed {seed}; it has {', '.join(str(s) for s in seeds)}")
     place, own = run, seed_folder(run, seed)
     if (own / CONFIG).is_file():  # a hospital's: whatever stands above is perhaps of other models than the seed's
-        place, config = own, _config(own)
+        place, config = own, _config(own, SeedConfig)
         settings = _settings(own, config)
     vocabulary = read_vocabulary(place / VOCABULARY)
     digest = config.get("vocabulary") or (config.get("dataset") or {}).get("vocabulary")
@@ -144,8 +144,8 @@ def _source(run: Path, seed: int | None) -> _Source:
     return _Source(config, settings, vocabulary, seed, hospitals, is_hospitals)
 
 
-def _config(place: Path) -> dict[str, Any]:
-    return read_form(place / CONFIG, RunConfig, "not the config of a run of this version; make the run again")
+def _config(place: Path, form: type[SeedConfig] = RunConfig) -> dict[str, Any]:
+    return read_form(place / CONFIG, form, "not the config of a run of this version; make the run again")
 
 
 def _settings(place: Path, config: Mapping[str, Any]) -> Settings:

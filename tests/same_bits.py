@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,11 +105,12 @@ def _facts(name: str, tree: Path, folder: Path) -> dict[str, str]:
         _tempt(tree, "synth", str(folder / "raw"), "--profile", "small", "--hospitals", "5")
         _tempt(tree, "prepare", str(folder / "raw"), str(data), "--min-records", "50")
     options = ["simulate", *SCENARIOS[name], "--data", str(data), "--out", str(run), "--save-scores", "--device", "cpu"]
+    shutil.rmtree(run, ignore_errors=True)
     if name.endswith("resumed"):
-        _kill_on_its_way(tree, [*options, "--force"], run)
+        _kill_on_its_way(tree, options, run)
         _tempt(tree, *options, "--resume")
     else:
-        _tempt(tree, *options, "--force")
+        _tempt(tree, *options)
     found = dict(_digests(run)) | _records(data)
     facts.write_text(json.dumps(found, indent=1))
     return found

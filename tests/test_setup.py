@@ -132,7 +132,7 @@ def test_setup_that_fails_halfway_ends_with_an_error_and_begins_anew_the_next_ti
     (clone.folder / ".venv" / "half").write_text("a package")
     done, calls = clone.make("setup")
     assert (done.returncode, done.stderr) == (0, "") and torch_calls(calls)
-    assert sorted(path.name for path in (clone.folder / ".venv").iterdir()) == ["bin", "installed-in"]
+    assert sorted(path.name for path in (clone.folder / ".venv").iterdir()) == [".tempt", "bin", "installed-in"]
     assert clone.make("setup")[1] == []
 
 
@@ -150,7 +150,7 @@ def test_setup_in_a_folder_that_was_moved_begins_anew(clone: Clone) -> None:
     (clone.folder / ".venv" / "old").write_text("of another folder")
     (clone.folder / ".venv" / "installed-in").write_text("/elsewhere\n")
     assert clone.make("setup")[0].returncode == 0
-    assert sorted(path.name for path in (clone.folder / ".venv").iterdir()) == ["bin", "installed-in"]
+    assert sorted(path.name for path in (clone.folder / ".venv").iterdir()) == [".tempt", "bin", "installed-in"]
 
 
 def test_setup_leaves_an_environment_of_the_users_own(clone: Clone) -> None:

@@ -246,7 +246,7 @@ def test_the_command_prints_a_line_each_and_ends_with_2_where_something_is_wrong
     options += ["--root-certificates", str(place.root_certificates), "--private-key", str(place.private_key)]
     assert tempt(["hospital", "check", *options, "--hospital-id", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 11 and lines[-1].startswith("Hospital 8 can be")
+    assert [line.split()[0] for line in lines[:-1]] == ["ok"] * 12 and lines[-1].startswith("Hospital 8 can be")
     assert tempt(["hospital", "check", *options, "--hospital-id", "8", "--minimum-count", "2"]) == 0, "as launch has it"
     capsys.readouterr()
     assert tempt(["hospital", "check", *options, "--hospital-id", "9"]) == 2

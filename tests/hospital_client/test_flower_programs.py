@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
-from flwr.supercore.cli import flower_superexec
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.cli import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from hospital_client import flower_programs
+from hospital_client import flower_programs, guarded_flower
 from hospital_client.flower_programs import SUPEREXEC, SUPERNODE
+from shared_model.supervision import flower_environment
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def test_a_heartbeat_that_the_server_acknowledged_is_supernodes_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signs = tmp_path / "heartbeat"
-    assert flower_programs._told(SUPERNODE, signs) is flower_supernode
+    assert flower_programs._told(SUPERNODE, signs) is guarded_flower.supernode
     replies = iter([SendNodeHeartbeatResponse(success=False), SendNodeHeartbeatResponse(success=True)])
     monkeypatch.setattr(ProtobufClient, "_unary_unary", lambda *a, **k: next(replies))
     with FleetHttpClient("http://127.0.0.1:9") as client:
@@ -43,7 +42,7 @@ def test_a_heartbeat_that_the_server_acknowledged_is_supernodes_sign(
 
 def test_asking_for_work_is_superexecs_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signs = tmp_path / "polled"
-    assert flower_programs._told(SUPEREXEC, signs) is flower_superexec
+    assert flower_programs._told(SUPEREXEC, signs) is guarded_flower.superexec
     monkeypatch.setattr(ProtobufClient, "_unary_unary", lambda *a, **k: AcquireTaskResponse())
     with RuntimeHttpClient("http://127.0.0.1:9") as client:
         client.AcquireTask(AcquireTaskRequest())
@@ -53,7 +52,8 @@ def test_asking_for_work_is_superexecs_sign(tmp_path: Path, monkeypatch: pytest.
 def test_the_program_has_flowers_name_and_options(tmp_path: Path) -> None:
     command = [*flower_programs.command(SUPERNODE, tmp_path / "heartbeat"), "--superlink"]
     assert any(word.endswith("/flower-supernode") for word in command)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = flower_environment(tmp_path / "flower")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (
         done.returncode == 2 and "flower-supernode: error: argument --superlink: expected one argument" in done.stderr
     )

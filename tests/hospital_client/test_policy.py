@@ -73,7 +73,7 @@ MISTAKES = {
     "most_seeds": "can't be read as TOML",
     "a = " + "[" * 5000: "nested too deep",
     'x = "\x1b[2J"': "can't be read as TOML",
-    '"\\u001b[2J" = 1': "there is no key '?[2J'",
+    '"\\u001b[2J" = 1': "there is no key '\\x1b[2J'",
 }
 
 

@@ -124,7 +124,7 @@ def test_the_superlink_is_reached_at_an_address_of_its_own_machine(
         (["--host", "krankenhaus-süd"], "A-label"),
         (["--host", "10.0.0.0/8"], "a network"),
         (["--host", "a b"], "has a blank"),
-        (["--host", ""], "is empty"),
+        (["--host", ""], "blank"),
         (["--host", "::1", "--no-front"], "lacks ::1, by which the server's own processes reach it"),
     ],
 )
@@ -372,7 +372,7 @@ HOSPITAL = [
         ([*SERVER, "--strategy", "fedadam", "--strategy-option", "eta"], "strategy-options 'eta': expected NAME=VALUE"),
         ([*SERVER, "--transport", "float16"], "--transport=float16"),
         ([*SERVER, "--models", "temptt"], "did you mean 'tempt'?"),
-        ([*SERVER, "--seeds", "42,x"], "seeds '42,x'"),
+        ([*SERVER, "--seeds", "42,x"], "--seeds 42,x"),
         ([*SERVER, "--set", "tuning.epoch=5"], "did you mean 'tuning.epochs'?"),
         ([*HOSPITAL, "--partition", "none"], "none/dataset.json"),
         ([*HOSPITAL, "--raw", "none"], "none: no such directory"),
