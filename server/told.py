@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from shared_model.errors import printable
-from shared_model.file_forms import Count, Form, Id, Integer, read_form
+from shared_model.file_forms import Count, Form, Id, Integer, Node, read_form
 from shared_model.files import write_json
 
 log = logging.getLogger("tempt.server")
@@ -24,7 +24,7 @@ class _Ended(Form):
 
 
 class _Part(Form):
-    node: Integer | str | None = None
+    node: Node | str | None = None
     records: Count = 0
     last_round: Count = 0
     missed: Count = 0

@@ -15,7 +15,10 @@ from shared_model.files import read_json
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Id = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
+Id = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
+"""A hospital's id or a seed, of up to 63 bits."""
+Node = Annotated[int, Field(ge=0, lt=2**64)]
+"""Flower's number for a hospital."""
 Number = Annotated[float | None, Field(allow_inf_nan=False)]
 
 

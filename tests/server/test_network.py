@@ -13,7 +13,7 @@ from server.front import FrontPlace, front_configuration
 from server.keys import make_keys
 from server.launch import ServerPlace, launch
 from server.network import Network, facts_file, own_folder, status_table
-from server.told import STATUS, Told
+from server.told import STATUS, Told, read_status
 from shared_model.errors import TemptError
 from shared_model.files import locked
 from sim.cli import run as tempt
@@ -230,3 +230,9 @@ def test_without_tls_the_server_stays_on_the_loopback(
     assert tempt(["server", "launch", *places, *options]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run.server").exists()
+
+
+def test_the_largest_numbers_that_flower_and_hospitals_have_are_read_again(tmp_path: Path) -> None:
+    told = Told(tmp_path / STATUS)
+    told.hospitals({2**63 - 1: {"node": 2**64 - 1, "records": 30, "last_round": 2, "missed": 0, "rejected": []}})
+    assert read_status(tmp_path / STATUS)["hospitals"][str(2**63 - 1)]["node"] == 2**64 - 1
