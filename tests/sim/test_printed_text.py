@@ -68,7 +68,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["diagnoses"][3] = f"103{NASTY.replace(chr(0xDCFF), '')}"
     content["medication_names"] = [f"DRUG {i}\u202e\x1b[2J" for i in range(consortium.MEDICATIONS)]
     path.write_text(json.dumps(content))
-    assert read_vocabulary(path)
+    config = read_json(root / "run" / "config.json")
+    config["dataset"]["vocabulary"] = read_vocabulary(path).digest
+    (root / "run" / "config.json").write_text(json.dumps(config))
     return root
 
 
