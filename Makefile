@@ -112,7 +112,7 @@ deploy: setup ## deploy/: what docker-compose.yml mounts, with three made-up hos
 	@$(BIN)/python -m sim.deploy_folder deploy
 
 test: setup ## the fast tests
-	@$(BIN)/python -m pytest -m 'not slow and not faults and not containers'
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not faults and not containers'
 
 test-slow: setup ## the slow tests
 	@$(BIN)/python -m pytest -m slow
