@@ -12,6 +12,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
@@ -121,6 +122,7 @@ class Pool:
             here, there = self._context.Pipe()
             process = self._context.Process(target=_worker, args=(there, self._work), daemon=True)
             # A worker is born deaf to Ctrl-C: it takes seconds to import torch before it could say so itself
+            resource_tracker.ensure_running()  # it unblocks the signal when it starts, which is with the first worker
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 process.start()

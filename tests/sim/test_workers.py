@@ -9,13 +9,15 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from shared_model.errors import TemptError
-from sim.workers import Emit, run_units, usable_cores
+from sim.workers import Emit, Pool, run_units, usable_cores
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,15 @@ def test_worker_that_is_killed_while_idle_is_reported_with_a_way_on() -> None:
 
 def test_usable_cores_are_those_of_this_process() -> None:
     assert usable_cores() == len(os.sched_getaffinity(0))
+
+
+def test_the_first_worker_was_born_listening_to_ctrl_c() -> None:
+    """multiprocessing starts a process of its own before the first worker, and unblocks the signal behind it."""
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._stop()
+    with Pool(work, 2) as pool:
+        pool.start(Piece("one"))
+        ((connection, process),) = pool._processes.items()
+        status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        blocked = next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
+        assert blocked >> (signal.SIGINT - 1) & 1
