@@ -115,10 +115,10 @@ test: setup ## the fast tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not faults and not containers'
 
 test-slow: setup ## the slow tests
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-faults: setup ## federations of real processes, some of which are killed
-	@$(BIN)/python -m pytest -m faults
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m faults
 
 test-containers: setup ## docker-compose.yml for real, with podman; as root
 	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -m containers

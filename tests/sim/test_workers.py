@@ -141,7 +141,7 @@ def test_the_first_worker_was_born_listening_to_ctrl_c() -> None:
     tracker._stop()
     with Pool(work, 2) as pool:
         pool.start(Piece("one"))
-        ((connection, process),) = pool._processes.items()
+        ((_, process),) = pool._processes.items()
         status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         blocked = next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
         assert blocked >> (signal.SIGINT - 1) & 1
