@@ -41,7 +41,7 @@ from shared_model.recommendation import Context, RecommendationTask, draw_initia
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import Settings
 from shared_model.training import Task, run_epoch
-from sim.bench_run import whole_run
+from sim.bench_run import stage_lines, whole_run
 from sim.plain_model import (
     PlainNetwork,
     PlainPretraining,
