@@ -35,8 +35,8 @@ STATE_FOLDER = FolderKind(
     "hospital",
     "`tempt hospital launch`",
     (
-        *("flower", "supernode.log", "egress", "kept", "prepared", "checkpoints"),
-        *("agreement.json", "vocabulary.json", "config.json", "results.json"),
+        *("flower", "supernode.log", "egress", "kept", "prepared", "checkpoints", "tuning", "scores"),
+        *("agreement.json", "asked.json", "vocabulary.json", "config.json", "results.json"),
     ),
     ("flower/bin/flwr-clientapp", "-m hospital_client.pinned_clientapp"),
 )

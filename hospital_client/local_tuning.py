@@ -123,6 +123,8 @@ def tune_own(
     """
     about = _about(partition, settings, models, experiment) | {"basis": _basis(shared, settings, partition)}
     work, place = folder / _TUNING, seed_folder(folder, seed)
+    if work.is_symlink():  # what is there is removed at the end
+        raise TemptError(f"{work}: is a link; expected the folder that a tuning makes there, remove the link")
     made_of = {name: about[name] for name in ("basis", "code", "torch")}
     key = hashlib.sha256(repr(sorted(made_of.items())).encode()).hexdigest()[:16]
     there = _read(place)
@@ -137,10 +139,10 @@ def tune_own(
         _tell_seed(seed_folder(run, seed), partition, about)
         (folder / RESULTS).unlink(missing_ok=True)  # of the models that go
         place.parent.mkdir(exist_ok=True, mode=0o700)
-        take_place(seed_folder(run, seed), place)
-        for scores in (run / "scores").rglob("*.parquet"):
+        for scores in (run / "scores").rglob("*.parquet"):  # before the models, behind which none is looked for
             private_directory((folder / scores.relative_to(run)).parent)
             scores.replace(folder / scores.relative_to(run))
+        take_place(seed_folder(run, seed), place)
     describe(folder, partition, settings, seed, models, experiment=experiment, basis=about["basis"])
     shutil.rmtree(work, ignore_errors=True)
     return results

@@ -48,9 +48,9 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 
 _Number = Annotated[float, Field(strict=True)]
 _Range = Annotated[tuple[_Number, _Number], AfterValidator(_ascending)]
-_Words = tuple[str, ...]
-_Count = Annotated[int, Field(strict=True, ge=0)]
-_Least = Annotated[int, Field(strict=True, ge=1)]
+_Words = Annotated[tuple[str, ...], Field(min_length=1)]
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+_Least = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 _Switch = Annotated[bool, Field(strict=True)]
 
 

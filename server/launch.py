@@ -99,6 +99,10 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         is_finished = (place.run / RESULTS).is_file()
         if (place.run / run_directory.CONFIG).is_file():
             _compare(place.run, asked, digest, is_finished=is_finished)
+        elif is_finished:
+            raise TemptError(
+                f"{place.run}: has a {RESULTS} and no {run_directory.CONFIG} that says of what; name another --out"
+            )
         if is_finished:
             say(f"{place.run}: this run is finished; for another one name another --out")
             return _results(place.run)

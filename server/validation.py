@@ -60,7 +60,10 @@ def count_of(metrics: Mapping[str, object], name: str, *, least: float = 0, most
     Raises:
         Rejected: it is missing, not whole, or out of bounds.
     """
-    value = number_of(metrics, name, least=least, most=most)
+    try:
+        value = number_of(metrics, name, least=least, most=most)
+    except BadNumbers as wrong:  # nobody computes a count from tensors
+        raise Rejected(str(wrong)) from None
     if value != int(value):
         raise Rejected(f"{name} is {value}, expected a whole number")
     return int(value)

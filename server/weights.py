@@ -43,7 +43,8 @@ def _within(hospital: Hospital, most: int) -> Hospital:
     """A hospital with no more training records than that, and others in their proportion."""
     train = min(hospital.train, most)
     # The split makes an eighth of each kind; twice that, and small numbers, are within what whole records make of it
-    others = max(_FEW, train // 4)
+    # One that has too few training records for its own policy tells none, and the largest that count stand for them.
+    others = max(_FEW, (train or most) // 4)
     return replace(hospital, train=train, validation=min(hospital.validation, others), test=min(hospital.test, others))
 
 

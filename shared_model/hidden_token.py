@@ -15,6 +15,8 @@ _OPTION = "--token"
 
 def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """`subprocess.Popen`, with the token of `--token TOKEN` in a file without a name that only the process inherits."""
+    if any(word.startswith(f"{_OPTION}=") for word in command):
+        raise ValueError(f"{_OPTION}=...: expected the token as a word of its own, which can be hidden")
     if _OPTION not in command:
         return subprocess.Popen(command, **options)
     at = list(command).index(_OPTION)

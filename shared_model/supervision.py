@@ -96,7 +96,10 @@ class Kept:
                 self._command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
-        self._sessions = [*filter(_lives, self._sessions), self._process.pid]
+        for session in [session for session in self._sessions if not _lives(session)]:
+            self._sessions.remove(session)
+            self._tell(f"-{session}\n")  # the system may give its number to others
+        self._sessions.append(self._process.pid)
         self._tell(f"+{self._process.pid}\n")
         self._started = time.monotonic()
         self.starts += 1

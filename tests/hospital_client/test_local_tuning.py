@@ -257,3 +257,27 @@ def test_seed_whose_models_are_gone_is_not_told(tmp_path: Path, partition: Parti
     (folder / "checkpoints" / "seed-42" / "tempt" / "8.safetensors").unlink()
     tuned(folder, partition, 43, consortium.settings(), "tempt")
     assert read_json(folder / "config.json")["seeds"] == [43]
+
+
+def test_scores_of_a_hospital_that_was_cut_off_behind_its_new_models_were_lost(
+    tmp_path: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tunes() -> None:
+        cpu = torch.device("cpu")
+        tune_own(
+            partition, tmp_path / "s", encoder_of(42), MODELS, consortium.settings(), 42, cpu, save_scores=True,
+            experiment="one",
+        )  # fmt: skip
+
+    take_place = local_tuning.take_place
+
+    def killed(*places: Path) -> None:
+        take_place(*places)
+        raise Killed
+
+    monkeypatch.setattr(local_tuning, "take_place", killed)
+    with pytest.raises(Killed):
+        tunes()
+    monkeypatch.setattr(local_tuning, "take_place", take_place)
+    tunes()
+    assert sorted(path.parts[-3] for path in (tmp_path / "s" / "scores").rglob("8.parquet")) == sorted(MODELS)

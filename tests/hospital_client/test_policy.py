@@ -69,6 +69,8 @@ MISTAKES = {
     "[encoder]\nc = 300": "expected [least, most], two numbers in this order",
     "[encoder]\nc = [nan, inf]": "expected [least, most], two numbers in this order",
     '[encoder]\nactivation = "relu"': 'expected a list of words, such as ["relu"]',
+    "[tuning]\nselection = []": "tuning.selection is []",
+    f"most_rounds = {'9' * 400}": "most_rounds is 9",
     "encoder = 3": "encoder is 3, expected a table, [encoder]",
     "most_seeds": "can't be read as TOML",
     "a = " + "[" * 5000: "nested too deep",

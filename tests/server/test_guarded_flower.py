@@ -187,3 +187,8 @@ def test_superexec_starts_a_task_without_its_token_on_the_command_line(
     assert (tmp_path / "flwr-clientapp.token").read_text() == TOKEN
     line = (tmp_path / "flwr-clientapp.line").read_text()
     assert line.startswith("--runtime-api-address 127.0.0.1:9 --token-file /dev/fd/") and TOKEN not in line
+
+
+def test_a_token_that_could_not_be_hidden_starts_nothing() -> None:
+    with pytest.raises(ValueError, match="expected the token as a word of its own"):
+        hidden_token.popen([sys.executable, "-c", "pass", f"--token={TOKEN}"])

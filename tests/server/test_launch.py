@@ -448,3 +448,12 @@ def test_supernode_is_started_for_the_address_in_its_one_form_and_by_the_way_tha
     assert found == str(tmp_path / "state" / "flower" / "bin" / "flower-superexec")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, env=environment, timeout=120)
     assert version.stdout.startswith("Flower version: 1.41."), version.stderr
+
+
+def test_a_finished_run_that_does_not_say_of_what_was_answered_for_any_options(tmp_path: Path) -> None:
+    consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"models": {}}')
+    place = ServerPlace(None, tmp_path / "run", "127.0.0.1", 8443, front=False)
+    with pytest.raises(TemptError, match=r"has a results\.json and no config\.json"):
+        launch(place, {"vocabulary": str(tmp_path / "data"), "hospitals": 2}, [].append)

@@ -264,3 +264,20 @@ def test_secrets_of_another_user_are_that_ones_to_close(keys: Path, monkeypatch:
     monkeypatch.setattr(os, "geteuid", lambda: key.stat().st_uid)
     with pytest.raises(TemptError):
         front.check_secrets(keys, key.name)
+
+
+@pytest.mark.parametrize("name", ["tuning", "scores", "asked.json"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_users_own_folder_of_a_name_that_a_tuning_removes_was_claimed(
+    name: str, is_link: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("mine")
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    if is_link:
+        (state / name).symlink_to(tmp_path / "mine")
+    else:
+        (tmp_path / "mine").rename(state / name)
+    with pytest.raises(TemptError, match=f"has a {name} that `tempt hospital launch` did not make"):
+        claim(state, STATE_FOLDER)

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 
 from server.exchange import error_of
 from server.plain_message import array_record, plain_message
-from server.validation import Arrays, Rejected, codes_and_arrays_of, control_of, number_of, update_of
+from server.validation import Arrays, Rejected, codes_and_arrays_of, control_of, count_of, number_of, update_of
 from shared_model.transport import Transport
 
 CURRENT: Arrays = {"m": np.ones((7, 3), np.float32), "v": np.ones(5, np.float32)}
@@ -122,3 +122,10 @@ def test_a_hospitals_error_moves_no_cursor_of_the_operators() -> None:
 def test_what_flower_says_of_a_hospital_is_told_in_our_words(code: int, words: str) -> None:
     reply = Message(Error(code, "raw"), reply_to=plain_message(RecordDict({}), "query"))
     assert error_of(reply) == words
+
+
+@pytest.mark.parametrize("told", [7, float("nan"), -1])
+def test_a_count_out_of_bounds_blamed_the_tensors(told: float) -> None:
+    with pytest.raises(Rejected) as why:
+        count_of({"control-is-new": told}, "control-is-new", most=1)
+    assert type(why.value) is Rejected

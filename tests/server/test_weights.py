@@ -207,3 +207,11 @@ def test_a_deployment_of_hospitals_within_the_share_says_nothing_of_a_bound(tmp_
     results = federate(tmp_path, InProcessGrid)
     assert "bounded" not in results["federation"]["seeds"]["42"]
     assert "most_records" not in results["federation"]
+
+
+def test_a_hospital_with_too_few_training_records_for_its_own_policy_was_said_to_tell_too_much() -> None:
+    others = [Hospital(3, 1, 100, 12, 13), Hospital(8, 2, 90, 11, 12), Hospital(21, 3, 80, 10, 10)]
+    own = Hospital(34, 4, 0, 19, 19, too_few=["train"])
+    counts = counted([*others, own], None, LARGEST_SHARE)
+    assert bounded([*others, own], counts) == {}
+    assert counted([*others, Hospital(34, 4, 0, 10**6, 19)], None, LARGEST_SHARE)[34].validation == 25
