@@ -84,14 +84,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command with these arguments; its exit status."""
     try:
-        status = app(arguments, standalone_mode=False, prog_name="tempt")
-        if status == 130:  # typer's answer to Ctrl-C
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-        return status if isinstance(status, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        tell(*error.format_message().split("\n"))
-        return 2
+        return _status_of(arguments)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "tempt"
@@ -111,11 +104,25 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         give_up(1, 2)
         return 141
+    except MemoryError as error:
+        return _mistake(f"the memory does not suffice ({error}); ask for less, or close other work")
     except OSError as error:
         mistake = of_the_system(error) or no_working_folder()
         if mistake is None:
             raise
         return _mistake(str(mistake))
+
+
+def _status_of(arguments: list[str]) -> int:
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="tempt")
+    except click.exceptions.NoArgsIsHelpError as error:
+        tell(*error.format_message().split("\n"))
+        return 2
+    if status == 130:  # typer's answer to Ctrl-C
+        raise KeyboardInterrupt
+    sys.stdout.flush()
+    return status if isinstance(status, int) else 0
 
 
 def _kept(arguments: list[str]) -> str:

@@ -276,8 +276,10 @@ def ended(words: Sequence[str], shell: str, **more: str) -> tuple[int, str, str]
         (["synth", ""], "0<&- 1>&- 2>&-", (2, "", "")),
         (["--version"], ">&-", (0, "", "")),
         (["--version"], ">/dev/full", (2, "", "error: a file: No space left on device\n")),
+        (["server"], ">/dev/full", (2, "", "error: a file: No space left on device\n")),
+        (["server"], ">/dev/full 2>/dev/full", (2, "", "")),
     ],
-    ids=["closed", "full", "all closed", "stdout closed", "stdout full"],
+    ids=["closed", "full", "all closed", "stdout closed", "stdout full", "help on full", "all full"],
 )
 def test_exit_status_when_nobody_can_read_is_still_that_of_the_end(
     words: list[str], shell: str, expected: tuple[int, str, str]
@@ -370,3 +372,12 @@ def test_paths_beyond_the_basic_plane_work_from_raw_tables_to_a_recommendation(
     asked = ["--diagnosis", codes["diagnoses"][0], "--procedure", codes["procedures"][0]]
     hospital = min(path.name for path in (folder / "set😀" / "hospitals").iterdir())
     assert tempt(["recommend", "run😀", "--hospital", hospital, *asked]) == 0
+
+
+def test_more_memory_than_there_is_was_a_traceback(tmp_path: Path) -> None:
+    status, out, err = ended(["synth", str(tmp_path / "raw"), "--records", str(10**14)], "")
+    assert (status, out) == (2, "") and list(tmp_path.iterdir()) == []
+    (line,) = err.splitlines()
+    assert line.startswith("error: the memory does not suffice (") and line.endswith(
+        "ask for less, or close other work"
+    )
