@@ -23,7 +23,7 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.route import Route, Told
 from shared_model.addresses import Address, address_of, is_loopback
 from shared_model.errors import TemptError
-from shared_model.files import locked, parsed
+from shared_model.files import check_file, locked, parsed
 from shared_model.node_keys import fingerprint, public_key
 from shared_model.own_folder import FolderKind, claim
 from shared_model.signs_of_life import LIMIT, Signs, touched
@@ -124,8 +124,8 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     else:
         read_partition(place.partition, place.hospital)
     for path in (place.root_certificates, place.private_key):
-        if path is not None and not path.is_file():
-            raise TemptError(f"{path}: no such file")
+        if path is not None:
+            check_file(path)
     claim(place.state, STATE_FOLDER)
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared_model.errors import TemptError
+from shared_model.files import check_file
 
 
 def fingerprint(public: bytes) -> str:
@@ -31,6 +32,7 @@ def public_key(path: Path) -> bytes:
     Raises:
         TemptError: the file can't be read, or holds no EC key in OpenSSH's format without a passphrase.
     """
+    check_file(path)
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except OSError as error:
@@ -58,6 +60,7 @@ def read_public(path: Path) -> bytes:
     Raises:
         TemptError: the file can't be read, or holds something else.
     """
+    check_file(path)
     try:
         content = path.read_bytes()
         if isinstance(serialization.load_ssh_public_key(content), ec.EllipticCurvePublicKey):

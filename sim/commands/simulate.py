@@ -218,6 +218,9 @@ def _simulate(
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
     if force and data is not None and data.resolve().is_relative_to(out.resolve()):
         raise TemptError(f"--out {out} --force: would delete {data}, which is to be read; name another --out")
+    for run in beside if force else ():
+        if run.resolve().is_relative_to(out.resolve()):
+            raise TemptError(f"--out {out} --force: would delete {run}, which --beside shows; name another --out")
     if jobs is not None and threads > jobs:
         raise TemptError(
             f"--threads {threads}: more than --jobs {jobs}, the threads in all; give at least as many jobs"
@@ -266,6 +269,7 @@ def _simulate(
         if not ready:
             _prepare(data, directory / run_directory.DATASET, preparation, display)
         dataset = read(data if ready else directory / run_directory.DATASET)
+        check_beside(others, central.split_digests(dataset, request.seeds))  # before an older run is replaced
         write_vocabulary(directory / "vocabulary.json", dataset.vocabulary)
         return config(dataset, _sources(directory / run_directory.DATASET))
 
@@ -286,7 +290,7 @@ def _simulate(
             if resume:
                 sources = _sources(own) if ready or data is None else source_digests(data)
                 run_directory.compare(out, config(dataset, sources))
-            check_beside(others, central.split_digests(dataset, request.seeds))
+                check_beside(others, central.split_digests(dataset, request.seeds))
             if federation is None:
                 content = central.simulate(request, source, dataset, display)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import ssl
 import threading
@@ -23,7 +24,7 @@ from server.keys import make_keys
 from server.network import Network
 from shared_model.errors import TemptError
 from shared_model.files import write_json
-from shared_model.node_keys import binding, fingerprint
+from shared_model.node_keys import binding, fingerprint, public_key, read_public
 from sim.cli import run as tempt
 from tests.sim import consortium
 
@@ -160,7 +161,7 @@ def test_a_key_that_the_server_does_not_know_is_readable_by_others_or_is_none(
     loose.chmod(0o644)
     assert "chmod 600" in wrong(replace(place, private_key=loose))["key"].mend
     assert "OpenSSH" in wrong(replace(place, private_key=front.keys / "ca.key"))["key"].found
-    assert "can't be read" in wrong(replace(place, private_key=tmp_path / "none"))["key"].found
+    assert "no such file" in wrong(replace(place, private_key=tmp_path / "none"))["key"].found
 
 
 @pytest.mark.parametrize(
@@ -275,3 +276,19 @@ def test_a_server_that_takes_connections_and_does_not_answer(
     with socket.create_server(("127.0.0.1", 0)) as frozen:
         found = wrong(replace(place, superlink=f"127.0.0.1:{frozen.getsockname()[1]}"))
     assert "does not answer within 0.3 s" in found["certificate"].found
+
+
+def test_a_pipe_or_a_folder_in_the_place_of_a_key_was_waited_for_or_denied(
+    place: HospitalPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (public_key, read_public):
+        with pytest.raises(TemptError, match="pipe: expected a file, found something else"):
+            read(tmp_path / "pipe")
+    options = ["--superlink", place.superlink, "--partition", str(place.partition), "--hospital-id", "8"]
+    options += ["--state", str(place.state)]
+    for name, found in (("pipe", "something else"), ("folder", "a folder")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        keys = ["--root-certificates", str(place.root_certificates), "--private-key", str(tmp_path / name)]
+        assert tempt(["hospital", "launch", *options, *keys]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path / name}: expected a file, found {found}\n"

@@ -307,6 +307,21 @@ def test_rows_of_other_runs_stand_beside(
     assert max(len(line) for line in lines if not line.startswith("Everything")) <= 80
 
 
+def test_a_mistake_in_beside_deleted_the_older_run_first(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for run, seed in ((one, "42"), (other, "43")):
+        assert tempt(arguments("centralized", data, run, "--models", "frequency", "--seeds", seed)) == 0
+    before = consortium.tree(tmp_path)
+    capsys.readouterr()
+    for beside, words in ((other, "stands on other records or seeds"), (one, "would delete")):
+        assert tempt(arguments("federated", data, one, "--force", "--beside", str(beside))) == 2
+        assert words in capsys.readouterr().err and consortium.tree(tmp_path) == before
+    assert tempt(arguments("federated", data, tmp_path / "new", "--beside", str(other))) == 2
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
