@@ -262,8 +262,10 @@ def _in_words(entry: Mapping[str, Any]) -> str:
         return f"{kind}: {error}"
     if error:
         return f"could not answer {kind}: {error}; supernode.log says more"
-    if numbered and not entry["arrays"]:  # it comes with the next round's number
-        return f"answered with the score of round {entry['round'] - 1}"
+    if numbered and not entry["arrays"]:
+        if "score-sum" in entry["numbers"]:  # it comes with the next round's number
+            return f"answered with the score of round {entry['round'] - 1}"
+        return f"answered {kind} without an update or a score: too few records by its policy"
     return f"answered {kind}: {len(entry['arrays'])} arrays, {entry['bytes'] / 1e6:.1f} MB"
 
 

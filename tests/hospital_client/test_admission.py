@@ -157,7 +157,7 @@ def test_rounds_count_over_all_experiments_and_a_repeated_one_is_free(place: Pla
     assert "most_rounds 3 (3 answered), most_seeds 5 (1 answered)" in admission.summary(place.folder)
 
 
-def test_another_hospital_folder_and_a_deleted_count_begin_anew(place: Place, tmp_path: Path) -> None:
+def test_a_deleted_count_begins_anew(place: Place) -> None:
     write_policy(place.folder, "most_rounds = 1\n")
     numbers(sent(place, "pretrain"))
     refusal(sent(place, "pretrain", moved(1)))

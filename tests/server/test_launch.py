@@ -417,6 +417,8 @@ def test_what_leaves_a_hospital_is_told_line_by_line(tmp_path: Path) -> None:
     assert left.new_lines() == ["answered round 3: 1 arrays, 11.7 MB"]
     egress.record(ledger, "pretrain", 3, {}, {"score-sum": 1.0}, {})  # of the last round, which was the second
     assert left.new_lines() == ["answered with the score of round 2"]
+    egress.record(ledger, "pretrain", 3, {}, {"num-examples": 0, "least-train": 5}, {})
+    assert left.new_lines() == ["answered round 3 without an update or a score: too few records by its policy"]
     egress.record(ledger, "pretrain", 0, {}, {}, {"error": "ValueError at app.py:7"})
     assert left.new_lines() == ["could not answer pretrain: ValueError at app.py:7; supernode.log says more"]
     assert left.new_lines() == []
