@@ -93,16 +93,15 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     asked = config_of(RUN_CONFIG | dict(run_config), None)  # a mistake is told before anything starts
     given = str(run_config["vocabulary"])
     digest = read_vocabulary(Path(given) / "vocabulary.json").digest if given else None
+    is_begun = (place.run / run_directory.CONFIG).is_file()
+    if not is_begun and place.run.exists() and not (place.run.is_dir() and not any(place.run.iterdir())):
+        raise TemptError(f"{place.run}: is no run; expected a directory that is new or empty; name another --out")
     check_own(place.run)
     claim(place.own, SERVER_FOLDER)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
         is_finished = (place.run / RESULTS).is_file()
-        if (place.run / run_directory.CONFIG).is_file():
+        if is_begun:
             _compare(place.run, asked, digest, is_finished=is_finished)
-        elif is_finished:
-            raise TemptError(
-                f"{place.run}: has a {RESULTS} and no {run_directory.CONFIG} that says of what; name another --out"
-            )
         if is_finished:
             say(f"{place.run}: this run is finished; for another one name another --out")
             return _results(place.run)

@@ -291,6 +291,7 @@ def _simulate(
                 sources = _sources(own) if ready or data is None else source_digests(data)
                 run_directory.compare(out, config(dataset, sources))
                 check_beside(others, central.split_digests(dataset, request.seeds))
+                write_vocabulary(out / "vocabulary.json", dataset.vocabulary)  # it may have been changed or lost
             if federation is None:
                 content = central.simulate(request, source, dataset, display)
             else:

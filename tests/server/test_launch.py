@@ -457,5 +457,21 @@ def test_a_finished_run_that_does_not_say_of_what_was_answered_for_any_options(t
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text('{"models": {}}')
     place = ServerPlace(None, tmp_path / "run", "127.0.0.1", 8443, front=False)
-    with pytest.raises(TemptError, match=r"has a results\.json and no config\.json"):
+    with pytest.raises(TemptError, match="run: is no run; expected a directory that is new or empty"):
         launch(place, {"vocabulary": str(tmp_path / "data"), "hospitals": 2}, [].append)
+
+
+@pytest.mark.parametrize("what", ["a folder of the user's", "a file"])
+def test_a_place_that_is_taken_was_told_when_everything_had_started(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
+    if what == "a file":
+        (tmp_path / "mine").write_text("mine")
+    else:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis").write_text("mine")
+    place = ServerPlace(None, tmp_path / "mine", "127.0.0.1", 8443, front=False)
+    with pytest.raises(TemptError, match="expected a directory that is new or empty; name another --out"):
+        launch(place, {"vocabulary": str(tmp_path / "data"), "hospitals": 1}, [].append)
+    assert not (tmp_path / "mine.server").exists()

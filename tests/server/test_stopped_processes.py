@@ -32,7 +32,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 def test_stopped_processes_are_started_again_and_hospitals_take_part_by_themselves(network: Network) -> None:
-    network.server(len(HOSPITALS), "--set", "pretraining.patience=1000", epochs=60, timeout=100, path=IMPATIENT)
+    network.server(len(HOSPITALS), "--set", "pretraining.patience=1000", epochs=500, timeout=100, path=IMPATIENT)
     for hospital in HOSPITALS:
         network.hospital(hospital, path=IMPATIENT)
 

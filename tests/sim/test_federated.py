@@ -307,6 +307,22 @@ def test_rows_of_other_runs_stand_beside(
     assert max(len(line) for line in lines if not line.startswith("Everything")) <= 80
 
 
+@pytest.mark.parametrize("mode", ["centralized", "federated"])
+def test_resumption_did_not_mend_the_vocabulary_that_recommend_sends_it_for(
+    mode: str, data: Path, tmp_path: Path
+) -> None:
+    run = arguments(mode, data, tmp_path / "run", epochs=1)
+    assert tempt(run) == 0
+    vocabulary = tmp_path / "run" / "vocabulary.json"
+    sound = vocabulary.read_bytes()
+    for damage in (sound.replace(b"D", b"E", 1), None):
+        vocabulary.unlink()
+        if damage is not None:
+            vocabulary.write_bytes(damage)
+        assert tempt([*run, "--resume"]) == 0
+        assert vocabulary.read_bytes() == sound
+
+
 def test_a_mistake_in_beside_deleted_the_older_run_first(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
