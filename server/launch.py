@@ -97,12 +97,11 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
     if not is_begun and place.run.exists() and not (place.run.is_dir() and not any(place.run.iterdir())):
         raise TemptError(f"{place.run}: is no run; expected a directory that is new or empty; name another --out")
     check_own(place.run)
+    if is_begun:
+        _compare(place.run, asked, digest)
     claim(place.own, SERVER_FOLDER)
     with locked(place.own / ".lock", f"{place.own}: another server is at work there; wait for it or end it"):
-        is_finished = (place.run / RESULTS).is_file()
-        if is_begun:
-            _compare(place.run, asked, digest, is_finished=is_finished)
-        if is_finished:
+        if (place.run / RESULTS).is_file():
             say(f"{place.run}: this run is finished; for another one name another --out")
             return _results(place.run)
         _check_free(place)
@@ -113,15 +112,15 @@ def _results(run: Path) -> dict[str, Any]:
     return read_form(run / RESULTS, RunResults, "delete it, and the same command writes it anew")
 
 
-def _compare(run: Path, asked: Mapping[str, Any], vocabulary: str | None, *, is_finished: bool) -> None:
-    """Refuse a run of other options, before anything starts.
+def _compare(run: Path, asked: Mapping[str, Any], vocabulary: str | None) -> None:
+    """Refuse a run of other options, before anything is written or starts.
 
     Args:
         vocabulary: the digest of the one that is given; None: the run's own, which its hospitals agreed on.
     """
     kept = run_directory.config_of(run).get("dataset") or {}
     dataset = asked["dataset"] | {"vocabulary": vocabulary if vocabulary is not None else kept.get("vocabulary")}
-    compare = run_directory.compare_finished if is_finished else run_directory.compare
+    compare = run_directory.compare_finished if (run / RESULTS).is_file() else run_directory.compare
     compare(run, {**asked, "dataset": dataset})
 
 

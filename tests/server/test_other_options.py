@@ -61,6 +61,7 @@ def test_a_run_of_other_options_was_given_as_this_ones(
     with pytest.raises(TemptError, match=f"the run has .*{named}") as refused:
         launch(place, config | change, said.append)
     assert len(str(refused.value).splitlines()) == 1 and said == []
+    assert not (tmp_path / "run.server").exists(), "a folder was left beside another's run"
     if is_finished:
         assert launch(place, config, said.append) == {"models": {}}
 
