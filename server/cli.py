@@ -25,7 +25,7 @@ def keys(
     directory: Annotated[Path, typer.Argument(help="Where they are written.")],
     hospitals: Annotated[str, typer.Option(help="The hospitals' ids, with commas.")],
     hosts: Annotated[str, typer.Option(help="Names and addresses by which they reach the server.")] = "localhost",
-    force: Annotated[bool, typer.Option("--force", help="Replace the whole folder that this command made before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder, whole, that this command made.")] = False,
 ) -> None:
     """Make a test network's CA, the server's certificate, and a key for each hospital.
 

@@ -56,7 +56,7 @@ Threads = Annotated[
     int,
     typer.Option(min=1, help="Threads of a fit on all hospitals together, or of a hospital in a federation."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the whole folder that this command made before.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder, whole, that this command made.")]
 
 
 def assignments(texts: list[str], option: str = "--set", example: str = "pretraining.epochs=5") -> dict[str, str]:
