@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from server import options
-from shared_model import comma_lists
+from shared_model import begun, comma_lists
 from shared_model.errors import TemptError
 from shared_model.lines import say, tell
 
@@ -35,6 +35,7 @@ def keys(
 
     ids = comma_lists.numbers("--hospitals", hospitals, "5,7", least=1)
     make_keys(directory, comma_lists.names("--hosts", hosts), ids, force=force)
+    begun.begin()
     tell(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from server import options as federation_options
-from shared_model import comma_lists
+from shared_model import begun, comma_lists
 from shared_model.errors import TemptError
 from shared_model.lines import tell
 from sim.commands import options
@@ -285,6 +285,7 @@ def _simulate(
         if not resume:
             run_directory.create(out, fill, force=force)
         with run_directory.held(out):
+            begun.begin()
             source = data if data is not None and ready else own
             dataset = read(source)
             if resume:
