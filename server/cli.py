@@ -127,8 +127,6 @@ def launch(
     }
     if insecure == (keys is not None):
         raise TemptError("expected --keys DIR, or --insecure without keys on this machine's loopback")
-    if insecure:
-        say("warning: --insecure: whoever reaches this port takes part and reads every update")
     place = ServerPlace(keys, out, host, port, front and not insecure)
     content = run_to_the_end(place, config, say)
     for name, model in content["models"].items():
