@@ -42,7 +42,7 @@ def keys(
 @app.command("launch")
 def launch(
     out: Annotated[Path, typer.Option(help="The run directory; an unfinished run there goes on.")],
-    hospitals: Annotated[int, typer.Option(min=1, help="Hospitals to wait for at the start.")],
+    hospitals: Annotated[int, typer.Option(min=1, max=10_000, help="Hospitals to wait for at the start.")],
     keys: Annotated[Path | None, typer.Option(help="What `tempt server keys` made.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys, on the loopback alone.")] = False,
     vocabulary: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import typer.core
 
+from shared_model.comma_lists import LARGEST
 from shared_model.errors import TemptError
 
 
@@ -23,7 +25,7 @@ class Verb(typer.core.TyperCommand):
 
         Raises:
             TemptError: an option or argument is blank, which would mean the folder of now, or all, or none; or it is no
-                UTF-8, which no file of ours could hold.
+                UTF-8, which no file of ours could hold; or it is a number that 64 bits don't hold.
         """
         typed = list(args)
         rest = super().parse_args(ctx, args)  # --help ends here
@@ -35,6 +37,12 @@ class Verb(typer.core.TyperCommand):
                     name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.make_metavar(ctx)
                     instead = "give another" if parameter.required else "give another, or leave it out"
                     raise TemptError(f"{name} {_shown(value)}: {why}; {instead}")
+        for parameter in self.get_params(ctx):
+            number = ctx.params.get(parameter.name or "")
+            if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
+                raise TemptError(f"{parameter.opts[0]} {number}: expected at most {LARGEST}, as it is kept in 64 bits")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise TemptError(f"{parameter.opts[0]} {number}: expected a finite number")
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
