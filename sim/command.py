@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
         number = ending.came() or _signal_of(error)
         if number is None:
             return _status_after(error)
-        _last_words(f"{ending.WORDS[number]}; {_kept(arguments)}")
+        say(f"{ending.WORDS[number]}; {_kept(arguments)}")
         return 128 + number
 
 
@@ -143,13 +143,5 @@ def _kept(arguments: list[str]) -> str:
 
 
 def _mistake(message: str, status: int = TemptError.status) -> int:
-    _last_words(f"error: {message}")
+    say(f"error: {message}")
     return status
-
-
-def _last_words(line: str) -> None:
-    """Say it if somebody listens: the exit status is the same if nobody does."""
-    try:
-        say(line)
-    except OSError:
-        give_up(2)

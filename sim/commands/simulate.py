@@ -202,6 +202,7 @@ def _simulate(
     from hospital_client.preparation import source_digests
     from shared_model import run_directory
     from shared_model.file_forms import RunResultsBeside, read_form
+    from shared_model.files import check_file
     from shared_model.records import read_dataset
     from shared_model.results import RESULTS
     from shared_model.settings import resolve
@@ -221,6 +222,11 @@ def _simulate(
     for run in beside if force else ():
         if run.resolve().is_relative_to(out.resolve()):
             raise TemptError(f"--out {out} --force: would delete {run}, which --beside shows; name another --out")
+    named = {out.resolve(): f"--out {out}"}
+    for run in beside:
+        if run.resolve() in named:
+            raise TemptError(f"--beside {run}: is the run of {named[run.resolve()]}; name each other run once")
+        named[run.resolve()] = f"--beside {run}"
     if jobs is not None and threads > jobs:
         raise TemptError(
             f"--threads {threads}: more than --jobs {jobs}, the threads in all; give at least as many jobs"
@@ -262,7 +268,10 @@ def _simulate(
         from server.federation import check_settings
 
         check_settings(settings)
-    others = {run: read_form(run / RESULTS, RunResultsBeside, "not the results of a run") for run in beside}
+    for run in beside:
+        check_file(run / RESULTS, "name the --out of a run that has ended")
+    not_results = "not the results of a run; name another, or make it again"
+    others = {run: read_form(run / RESULTS, RunResultsBeside, not_results) for run in beside}
     own = out / run_directory.DATASET
 
     def fill(directory: Path) -> dict[str, Any]:
