@@ -163,7 +163,7 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
     Raises:
         TemptError: the place is taken, can't be written to, or the disk is full.
     """
-    directory = directory.resolve()
+    directory = real(directory)
     check_place(directory, mark=mark, force=force)
     beside = directory.with_name(f"{_PREFIX}{os.getpid()}-{directory.name}")
     made = [parent for parent in directory.parents if not parent.exists()]
@@ -257,6 +257,11 @@ def private_directory(path: Path) -> None:
     for folder in [*reversed(path.parents), path]:
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, as `resolve` says, but that a link to itself stays what it is: opening it is an error."""
+    return Path(os.path.realpath(path))
 
 
 def check_place(directory: Path, *, mark: str, force: bool) -> None:

@@ -41,7 +41,7 @@ def check_own(folder: Path, *, apart: Collection[str] = ()) -> None:
             map(Path, ("/tmp", "/var/tmp", tempfile.gettempdir())), "everybody's folder for what is temporary"
         ),
     }
-    if (what := everybodys.get(folder.resolve())) is not None:
+    if (what := everybodys.get(Path(os.path.realpath(folder)))) is not None:
         raise TemptError(f"{folder}: is {what}; expected a folder of its own, such as {folder / 'tempt'}")
     path = _check_way(folder)
     if path is None:

@@ -76,7 +76,7 @@ def assignments(texts: list[str], option: str = "--set", example: str = "pretrai
         if not equals or not name.strip():
             raise TemptError(f"{option} {text}: expected NAME=VALUE, such as {example}")
         if name.strip() in pairs:
-            raise TemptError(f"{option} {name.strip()}: is set twice")
+            raise TemptError(f"{option} {name.strip()}: is set twice; give it once")
         pairs[name.strip()] = value.strip()
     return pairs
 

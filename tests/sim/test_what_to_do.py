@@ -126,3 +126,20 @@ def test_folder_that_is_everybodys_is_not_to_be_chmodded(tmp_path: Path, monkeyp
             check_own(Path(folder))
         assert "chmod" not in str(error.value)
     check_own(tmp_path / "own")
+
+
+def test_link_that_leads_to_itself_is_one_line(data: Path, run: Path, tmp_path: Path, capsys: Capture) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with unchanged(tmp_path):
+        for asked in (
+            ["synth", str(loop), "--hospitals", "2", "--records", "20"],
+            ["prepare", str(loop), str(tmp_path / "new")],
+            simulate(loop, tmp_path / "new"),
+            simulate(loop, tmp_path / "new", "--force"),
+            simulate(data, loop),
+            simulate(data, tmp_path / "new", "--beside", f"{run},{loop}", mode="federated"),
+            ["server", "status", str(loop)],
+            ["recommend", str(loop), "--hospital", "8", "--diagnosis", "d", "--procedure", "p"],
+        ):
+            assert "loop" in mistake(capsys, asked)
