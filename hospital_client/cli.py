@@ -54,8 +54,6 @@ def launch(
     place = _place(
         superlink, partition, raw, hospital_id, state, root_certificates, private_key, insecure, minimum_count
     )
-    if insecure:
-        say("warning: --insecure: nothing is encrypted, and nobody's identity is checked")
     keep_running(place, say)
 
 

@@ -130,6 +130,8 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     taken = f"{place.state}: another process works for this hospital; end it, or name another --state"
     with locked(place.state / ".launched", taken):
         keep_policy(place.state)
+        if place.private_key is None:  # only now: a mistake is told in one line
+            say("warning: --insecure: nothing is encrypted, and nobody's identity is checked")
         _keep_running(place, route, say, until)
 
 

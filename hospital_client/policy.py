@@ -199,7 +199,7 @@ def read_policy(folder: Path) -> Policy:
     if not path.is_file():
         raise TemptError(f"{path}: is no file; expected a policy; delete it to have the defaults")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else printable(error, 200)
         raise TemptError(

@@ -21,7 +21,7 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import Report, make_report
 from hospital_client.raw_folder import find_tables
 from shared_model.errors import TemptError
-from shared_model.files import check_place, new_directory, private_directory, read_json, write_json, write_text
+from shared_model.files import check_place, new_directory, private_directory, read_json, real, write_json, write_text
 from shared_model.records import Dataset, write_records
 from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 
@@ -54,9 +54,9 @@ def prepare(raw: Path, directory: Path, options: PreparationOptions, *, force: b
         TemptError: a raw table is missing or unsound, no hospital has enough records, or the directory is taken or
             can't be written to; nothing was changed then.
     """
-    place = directory.resolve()
+    place = real(directory)
     check_place(place, mark=_MARK, force=force)
-    if raw.resolve().is_relative_to(place):
+    if real(raw).is_relative_to(place):
         raise TemptError(f"{directory}: holds the raw tables {raw}; name another directory for the dataset")
     dataset, report = prepare_in_memory(raw, options)
     with new_directory(place, mark=_MARK, force=force) as beside:

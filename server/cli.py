@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from server import options
-from shared_model import comma_lists
+from shared_model import begun, comma_lists
 from shared_model.errors import TemptError
 from shared_model.lines import say, tell
 
@@ -35,13 +35,14 @@ def keys(
 
     ids = comma_lists.numbers("--hospitals", hospitals, "5,7", least=1)
     make_keys(directory, comma_lists.names("--hosts", hosts), ids, force=force)
+    begun.begin()
     tell(f"Wrote keys for {len(ids)} hospitals to {directory}; its README.txt says who gets what.")
 
 
 @app.command("launch")
 def launch(
     out: Annotated[Path, typer.Option(help="The run directory; an unfinished run there goes on.")],
-    hospitals: Annotated[int, typer.Option(min=1, help="Hospitals to wait for at the start.")],
+    hospitals: Annotated[int, typer.Option(min=1, max=10_000, help="Hospitals to wait for at the start.")],
     keys: Annotated[Path | None, typer.Option(help="What `tempt server keys` made.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys, on the loopback alone.")] = False,
     vocabulary: Annotated[
@@ -126,8 +127,6 @@ def launch(
     }
     if insecure == (keys is not None):
         raise TemptError("expected --keys DIR, or --insecure without keys on this machine's loopback")
-    if insecure:
-        say("warning: --insecure: whoever reaches this port takes part and reads every update")
     place = ServerPlace(keys, out, host, port, front and not insecure)
     content = run_to_the_end(place, config, say)
     for name, model in content["models"].items():

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from server.strategy import Aggregation, known_strategy
+from shared_model.comma_lists import LARGEST
 from shared_model.errors import TemptError
+from shared_model.settings import MOST_EPOCHS
 from shared_model.transport import Transport
 
 
@@ -18,20 +20,29 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
 
     strategy: str = Field("fedavg", description="a strategy of Flower by name, or scaffold")
     options: dict[str, float] = Field({}, description="the strategy's own")
-    rounds: int | None = Field(None, ge=1, description="at most; as many as give `pretraining.epochs` local epochs")
+    rounds: int | None = Field(
+        None, ge=1, le=MOST_EPOCHS, description="at most; as many as give `pretraining.epochs` local epochs"
+    )
     local_epochs: int = Field(1, ge=1, le=1000, description="passes over a hospital's records in a round")
     local_optimizer: Literal["reset", "keep"] = Field("reset", description="Adam's moments at the start of a round")
     fraction: float = Field(1.0, gt=0, le=1, description="of the hospitals that train in a round")
     quorum: float = Field(0.5, gt=0, le=1, description="of those expected, whose updates a round needs")
     timeout: float | None = Field(
-        None, gt=0, description="seconds that an exchange waits for replies; None where no message can be lost"
+        None,
+        gt=0,
+        le=604_800,  # a week; the system's clocks of waiting hold some more
+        description="seconds that an exchange waits for replies; None where no message can be lost",
     )
     largest_update: float = Field(
-        10.0, gt=0, description="norm of an update, in norms of the tensors that went out, above which it is refused"
+        10.0,
+        gt=0,
+        le=1e6,  # an update of a million norms leaves nothing of the model
+        description="norm of an update, in norms of the tensors that went out, above which it is refused",
     )
     most_records: int | None = Field(
         None,
         ge=1,
+        le=LARGEST,
         description="training records that one hospital counts with, whatever it says",
         exclude_if=lambda most: most is None,  # so that runs of before it was there are still gone on with
     )

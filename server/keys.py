@@ -85,7 +85,7 @@ def check_named(keys: Path, host: str) -> None:
         alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         named = alternatives.get_values_for_type(x509.IPAddress)
     except ValueError as error:
-        raise TemptError(f"{path}: holds no certificate in PEM ({error})") from None
+        raise TemptError(f"{path}: holds no certificate in PEM ({error}); make one with `tempt server keys`") from None
     except x509.ExtensionNotFound:
         pass
     if address not in named:

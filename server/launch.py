@@ -105,6 +105,8 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
             say(f"{place.run}: this run is finished; for another one name another --out")
             return _results(place.run)
         _check_free(place)
+        if place.keys is None:  # only now: a mistake is told in one line
+            say("warning: --insecure: whoever reaches this port takes part and reads every update")
         return _launch(place, run_config, digest, say)
 
 

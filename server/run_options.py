@@ -55,7 +55,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
     for model in models:
         adaptation(model)
     if len(set(models)) < len(models):
-        raise TemptError(f"models '{config['models']}': a model is named twice")
+        raise TemptError(f"models '{config['models']}': a model is named twice; name each once")
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
     return Options(settings, federation, tuple(models), tuple(seeds))
 

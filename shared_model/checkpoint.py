@@ -37,14 +37,17 @@ def load(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tens
         TemptError: the file is missing, damaged, or not one of ours.
     """
     if not path.exists():
-        raise TemptError(f"{path}: no such checkpoint")
+        raise TemptError(f"{path}: no such checkpoint; go on with its run, which makes it")
     check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            note = _of_type(dict, parsed((file.metadata() or {})[_NOTE]))
+            noted = file.metadata() or {}
+            if _NOTE not in noted:
+                raise ValueError("it lacks the note that every checkpoint of TEMPT has")
+            note = _of_type(dict, parsed(noted[_NOTE]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = _of_type(str, note["about"])
-        if note["digest"] != _digest(tensors, text):
+        text = _of_type(str, note.get("about"))
+        if note.get("digest") != _digest(tensors, text):
             raise ValueError("its content is not what was written")
         about = _of_type(dict, parsed(text))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -68,7 +71,9 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise TemptError(f"{path}: not a checkpoint of these settings: {reason}") from None
+        raise TemptError(
+            f"{path}: not a checkpoint of these settings: {reason}; delete it to compute it again"
+        ) from None
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

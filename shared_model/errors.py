@@ -61,9 +61,13 @@ def printable(text: object, most: int | None = None) -> str:
 HOSPITALS_ERROR = 100
 """The code of an error that a hospital itself replies with; Flower's own codes are smaller."""
 
-_MENDABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.EROFS, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+_ROOM, _RIGHTS, _NAME = "make room there, or name another place", "check who may use it", "name another place"
+_MENDABLE: dict[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys((errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP), _NAME),
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.EIO: "the disk or the terminal fails; name another place",
 }
 
 
@@ -71,4 +75,5 @@ def of_the_system(error: OSError) -> TemptError | None:
     """The error for what the system refuses and a user can mend, such as a full disk; None for a defect of ours."""
     if error.errno not in _MENDABLE:
         return None
-    return TemptError(f"{error.filename or 'a file'}: {error.strerror}")
+    where = "standard output, or a file" if error.filename is None else error.filename
+    return TemptError(f"{where}: {error.strerror}; {_MENDABLE[error.errno]}")

@@ -171,7 +171,7 @@ def read_form(path: Path, form: Any, mend: str) -> dict[str, Any]:
     Raises:
         TemptError: the file is missing, can't be read, or is of another form; the first place is named.
     """
-    content = read_json(path)
+    content = read_json(path, mend)
     try:
         TypeAdapter(form).validate_python(content, strict=True)
     except ValidationError as error:

@@ -73,8 +73,11 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode(), durable=durable)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, mend: str = "correct its name, or make it first") -> None:
     """Refuse what is no file: opening a pipe would wait for whoever writes into it.
+
+    Args:
+        mend: what is to be done where it is missing.
 
     Raises:
         TemptError: it is missing, can't be reached, or is a folder, a pipe or a device.
@@ -82,26 +85,30 @@ def check_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise TemptError(f"{path}: no such file") from None
+        raise TemptError(f"{path}: no such file; {mend}") from None
     except OSError as error:
-        raise TemptError(f"{path}: can't be read: {error.strerror}") from None
+        raise TemptError(f"{path}: can't be read: {error.strerror}; check who may read it, and its folder") from None
     if not stat.S_ISREG(mode):
-        raise TemptError(f"{path}: expected a file, found {'a folder' if stat.S_ISDIR(mode) else 'something else'}")
+        found = "a folder" if stat.S_ISDIR(mode) else "something else"
+        raise TemptError(f"{path}: expected a file, found {found}; move it away, or name a file")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path, mend: str = "put the file back as it was written, or make it anew") -> dict[str, Any]:
+    """A JSON file that holds an object; a byte order mark before it, as some editors put there, is passed over.
+
+    Args:
+        mend: what is to be done about a file that holds something else.
 
     Raises:
         TemptError: the file is missing or holds something else.
     """
     check_file(path)
     try:
-        content = parsed(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise TemptError(f"{path}: can't be read as JSON: {error}") from None
+        raise TemptError(f"{path}: can't be read as JSON: {error}; {mend}") from None
     if not isinstance(content, dict):
-        raise TemptError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        raise TemptError(f"{path}: expected a JSON object, found {type(content).__name__}; {mend}")
     return content
 
 
@@ -156,7 +163,7 @@ def new_directory(directory: Path, *, mark: str, force: bool) -> Iterator[Path]:
     Raises:
         TemptError: the place is taken, can't be written to, or the disk is full.
     """
-    directory = directory.resolve()
+    directory = real(directory)
     check_place(directory, mark=mark, force=force)
     beside = directory.with_name(f"{_PREFIX}{os.getpid()}-{directory.name}")
     made = [parent for parent in directory.parents if not parent.exists()]
@@ -250,6 +257,11 @@ def private_directory(path: Path) -> None:
     for folder in [*reversed(path.parents), path]:
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, as `resolve` says, but that a link to itself stays what it is: opening it is an error."""
+    return Path(os.path.realpath(path))
 
 
 def check_place(directory: Path, *, mark: str, force: bool) -> None:

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
-from shared_model.errors import printable
+from shared_model.errors import TemptError, printable
 
 
 def tell(*lines: str) -> None:
     """Lines of a result on standard output; what the terminal's encoding lacks is replaced by question marks."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines).encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+    try:
+        sys.stdout.write("".join(f"{printable(line)}\n" for line in lines).encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TemptError(
+            f"standard output: can't be written: {error.strerror}; redirect it to where there is room"
+        ) from None
 
 
 def say(*lines: str) -> None:
-    """Lines on standard error: errors, warnings, progress."""
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
-    sys.stderr.flush()
+    """Lines on standard error: errors, warnings, progress. Where they can't be written, the work goes on without."""
+    with suppress(OSError):
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+        sys.stderr.flush()
 
 
 def takes(text: str) -> bool:

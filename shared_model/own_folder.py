@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared_model import begun
 from shared_model.errors import TemptError
 from shared_model.files import MARK, private_directory, write_text
 from shared_model.ownership import check_own
@@ -61,6 +62,7 @@ def claim(folder: Path, kind: FolderKind) -> None:
         TemptError: `check_folder` refuses it.
     """
     check_folder(folder, kind)
+    begun.begin()
     private_directory(folder)
     check_folder(folder, kind)  # somebody may have been quicker
     if not (folder / MARK).exists():

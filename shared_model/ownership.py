@@ -12,6 +12,7 @@ import pwd
 import shlex
 import stat
 import struct
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def check_own(folder: Path, *, apart: Collection[str] = ()) -> None:
     Raises:
         TemptError: so it is; the first such folder, link or file is named.
     """
+    everybodys = {
+        Path("/"): "the root of all files",
+        Path(os.path.expanduser("~")): "a home folder",
+        **dict.fromkeys(
+            map(Path, ("/tmp", "/var/tmp", tempfile.gettempdir())), "everybody's folder for what is temporary"
+        ),
+    }
+    if (what := everybodys.get(Path(os.path.realpath(folder)))) is not None:
+        raise TemptError(f"{folder}: is {what}; expected a folder of its own, such as {folder / 'tempt'}")
     path = _check_way(folder)
     if path is None:
         return
@@ -73,12 +83,12 @@ def _check_way(folder: Path) -> Path | None:
         if stat.S_ISLNK(status.st_mode):
             links += 1
             if links > _LINKS:
-                raise TemptError(f"{folder}: is behind more than {_LINKS} links")
+                raise TemptError(f"{folder}: is behind more than {_LINKS} links; name the folder itself")
             target = here.parent / os.readlink(here)
             here = Path(target.anchor)
             pending += [(name, True) for name in target.parts[:0:-1]]
         elif not stat.S_ISDIR(status.st_mode):
-            raise TemptError(f"{here}: is a file; expected a folder")
+            raise TemptError(f"{here}: is a file; expected a folder, name another")
         elif pending and not status.st_mode & stat.S_ISVTX and _others_write(here, status):
             raise _open_to_others(here, status)
         if not pending:

@@ -285,6 +285,7 @@ def about_dataset(directory: Path) -> dict[str, Any]:
     Raises:
         TemptError: it says nothing, or in another form.
     """
+    check_file(directory / "dataset.json", "expected a dataset directory, name one that `tempt prepare` made")
     return read_form(directory / "dataset.json", AboutDataset, "run `tempt prepare` again")
 
 

@@ -14,6 +14,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared_model.errors import TemptError, unknown
 
+MOST_EPOCHS = 100_000
+"""Of a fit, and of patience; a fit of a day has some thousand. Other bounds are far beyond what trains at all, so that
+what is mistyped is told at once and no fit lasts for ever."""
+
 
 class EncoderSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The medical encoder of Section 3.2."""
@@ -23,7 +27,7 @@ class EncoderSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     heads: int = Field(2, ge=1, le=64, description="A; Table 6")
     activation: Literal["relu", "gelu"] = Field("relu", description="Eq. 4")
     longest_set: int = Field(
-        100, ge=1, description="codes of a set that are read; [CLS] and prompts come on top; Table 6"
+        100, ge=1, le=100_000, description="codes of a set that are read; [CLS] and prompts come on top; Table 6"
     )
     attention_dropout: float = Field(0.1, ge=0, le=0.99, description="the paper is silent; the released code's")
     dropout: float = Field(
@@ -50,23 +54,28 @@ class OptimizationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan
 
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Table 6")
     batch_size: int = Field(64, ge=1, le=65536, description="Table 6; the last partial batch is kept")
-    epochs: int = Field(30, ge=1, le=100_000, description="at most; the paper is silent, the released code's")
-    patience: int = Field(10, ge=1, description="epochs without a better validation score; the released code's")
+    epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="at most; the paper is silent, the released code's")
+    patience: int = Field(
+        10, ge=1, le=MOST_EPOCHS, description="epochs without a better validation score; the released code's"
+    )
     output_bias: Literal["rate", "zero"] = Field(
         "rate",
         description="first bias of an output layer: the log-odds of a label's rate, or 0; the paper is silent; from 0 "
         "the encoder spends its first steps on what all records share and its representations collapse",
     )
     least_steps: int = Field(
-        100, ge=0, description="steps that epochs and patience last at least: with few records an epoch is one step"
+        100,
+        ge=0,
+        le=1_000_000,
+        description="steps that epochs and patience last at least: with few records an epoch is one step",
     )
 
 
 class PretrainingSettings(OptimizationSettings, frozen=True, extra="forbid"):
     """Section 3.3: the two self-supervised tasks."""
 
-    temperature: float = Field(0.8, gt=0, description="tau of Eq. 9; Table 6")
-    contrastive_weight: float = Field(0.01, ge=0, description="gamma of Eq. 11; Table 6")
+    temperature: float = Field(0.8, gt=0, le=1e9, description="tau of Eq. 9; Table 6")
+    contrastive_weight: float = Field(0.01, ge=0, le=1e9, description="gamma of Eq. 11; Table 6")
     mask_fraction: float = Field(
         0.15,
         gt=0,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from shared_model.errors import TemptError, printable
-from shared_model.files import read_json, write_json
+from shared_model.files import check_file, read_json, write_json
 
 Modality = Literal["diagnoses", "procedures", "medications"]
 _Code = TypeVar("_Code", int, str)
@@ -128,8 +128,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         TemptError: the file is missing, is no JSON, or lacks a list.
     """
-    content = read_json(path)
+    check_file(path, "expected the vocabulary that `tempt prepare` writes; name a directory that has it")
+    content = read_json(path, "make the directory anew, or put back the file that `tempt prepare` wrote")
     try:
         return Vocabulary.of(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise TemptError(f"{path}: not a vocabulary ({error}); expected the file that `tempt prepare` writes") from None
+        raise TemptError(f"{path}: not a vocabulary ({error}); put back the file that `tempt prepare` wrote") from None

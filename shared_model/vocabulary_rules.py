@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from shared_model.comma_lists import LARGEST
+
 Positions = NDArray[np.int64]
 
 MINIMUM_COUNT = 5
@@ -23,16 +25,16 @@ MOST_CHARACTERS = 200
 class VocabularyRules(BaseModel, frozen=True, extra="forbid"):
     """What is cut; the defaults are the paper's (Section 4.1.1)."""
 
-    min_records: int = Field(400, ge=1, description="hospitals with fewer records are left out")
-    top_medications: int = Field(300, ge=1, description="the most frequent medications that are kept")
-    top_procedures: int = Field(1000, ge=1, description="the most frequent procedures that are kept")
+    min_records: int = Field(400, ge=1, le=LARGEST, description="hospitals with fewer records are left out")
+    top_medications: int = Field(300, ge=1, le=LARGEST, description="the most frequent medications that are kept")
+    top_procedures: int = Field(1000, ge=1, le=LARGEST, description="the most frequent procedures that are kept")
 
 
 class AgreementRules(VocabularyRules, frozen=True, extra="forbid"):
     """What hospitals that agree on a vocabulary cut, and what they name at all."""
 
     minimum_count: int = Field(
-        MINIMUM_COUNT, ge=1, description="a code that fewer of a hospital's stays have is not named"
+        MINIMUM_COUNT, ge=1, le=LARGEST, description="a code that fewer of a hospital's stays have is not named"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -33,12 +34,14 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._bar is not None:
-            self._bar.console.print(printable(line), highlight=False, markup=False)
+            with suppress(OSError):  # a terminal that is gone
+                self._bar.console.print(printable(line), highlight=False, markup=False)
         else:
             say(line)
 
@@ -67,13 +70,15 @@ class Display:
         """A fit is done."""
         self._done += 1
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task)
+            with suppress(OSError):
+                self._bar.advance(self._task)
         self._show(f"{label}: done")
 
     def _show(self, text: str) -> None:
         text = printable(text)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text)
+            with suppress(OSError):
+                self._bar.update(self._task, description=text)
         elif time.monotonic() - self._spoke >= _LINE_SECONDS or self._done == self._total:
             self._spoke = time.monotonic()
             say(f"[{self._done}/{self._total}] {text}")

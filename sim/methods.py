@@ -62,7 +62,7 @@ def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
         if why := _not_in(mode, name):
             raise TemptError(f"--models {name}: {why}")
     if len(set(names)) < len(names):
-        raise TemptError(f"--models {','.join(names)}: a model is named twice")
+        raise TemptError(f"--models {','.join(names)}: a model is named twice; name each once")
     return list(names) or [name for name in method_names() if not _not_in(mode, name)]
 
 

@@ -177,11 +177,13 @@ def _probabilities(
     try:
         found = functions.probabilities(tensors, record, context)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise TemptError(f"{path}: not a checkpoint of this model and these settings ({error})") from None
+        raise TemptError(
+            f"{path}: not a checkpoint of this model and these settings ({error}); delete it and go on with --resume"
+        ) from None
     if found.shape != (1, context.medications):
         raise TemptError(
             f"{path}: knows {found.shape[-1]} medications, the run's vocabulary has {context.medications}; "
-            "one of the two is another run's"
+            "one of the two is another run's, go on with this run with --resume"
         )
     return found[0]
 

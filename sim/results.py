@@ -7,9 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import TemptError
+from shared_model.file_forms import RunResultsBeside, read_form
+from shared_model.files import check_file, real
 from shared_model.metrics import METRICS
-from shared_model.results import t_test_of_tempt
+from shared_model.results import RESULTS, t_test_of_tempt
 from sim.methods import adapts, method
+
+
+def check_named(out: Path, beside: Sequence[Path], *, force: bool) -> None:
+    """Refuse runs that can't be shown beside the run in `out`, by their names alone.
+
+    Raises:
+        TemptError: one stands twice, under whatever name, is the run itself, or would be deleted by `force`.
+    """
+    named = {real(out): f"--out {out}"}
+    for run in beside:
+        if force and real(run).is_relative_to(real(out)):
+            raise TemptError(f"--out {out} --force: would delete {run}, which --beside shows; name another --out")
+        if real(run) in named:
+            raise TemptError(f"--beside {run}: is the run of {named[real(run)]}; name each other run once")
+        named[real(run)] = f"--beside {run}"
+
+
+def read_beside(runs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """The results of other runs.
+
+    Raises:
+        TemptError: one is missing, or not the results of a run.
+    """
+    for run in runs:
+        check_file(run / RESULTS, "name the --out of a run that has ended")
+    mend = "not the results of a run; name another, or make it again"
+    return {run: read_form(run / RESULTS, RunResultsBeside, mend) for run in runs}
 
 
 def check_beside(runs: Mapping[Path, Mapping[str, Any]], split_digests: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared_model import begun
 from shared_model.lines import say, tell
 from sim.commands import options
 from sim.commands.verb import as_called
@@ -32,6 +33,7 @@ def synth(
     from sim.synthetic_raw import synthesize
 
     synthesize(raw, profile, hospitals=hospitals, records=records, seed=seed, force=force)
+    begun.begin()
     tell(f"Wrote patient, diagnosis, treatment and medication tables (.csv.gz) to {raw}.")
 
 
@@ -64,6 +66,7 @@ def prepare(
         leave_out_cancelled_orders=leave_out_cancelled_orders,
     )
     report = make(raw, dataset, chosen, force=force)
+    begun.begin()
     tell(*report_lines(report))
     if note := left_out_note(report, chosen):
         say(note)

@@ -51,10 +51,15 @@ Set = Annotated[
 Hospitals = Annotated[str, typer.Option(help="Only these hospitals, with commas.", show_default="all")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")]
 SaveScores = Annotated[bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Threads in all.", show_default="the machine's cores")]
+_MOST_THREADS = 1024  # more than machines have; each may become a process with a model of its own
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads in all.", show_default="the machine's cores")
+]
 Threads = Annotated[
     int,
-    typer.Option(min=1, help="Threads of a fit on all hospitals together, or of a hospital in a federation."),
+    typer.Option(
+        min=1, max=_MOST_THREADS, help="Threads of a fit on all hospitals together, or of a hospital in a federation."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the folder, whole, that this command made.")]
 
@@ -71,7 +76,7 @@ def assignments(texts: list[str], option: str = "--set", example: str = "pretrai
         if not equals or not name.strip():
             raise TemptError(f"{option} {text}: expected NAME=VALUE, such as {example}")
         if name.strip() in pairs:
-            raise TemptError(f"{option} {name.strip()}: is set twice")
+            raise TemptError(f"{option} {name.strip()}: is set twice; give it once")
         pairs[name.strip()] = value.strip()
     return pairs
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from server import options as federation_options
-from shared_model import comma_lists
+from shared_model import begun, comma_lists
 from shared_model.errors import TemptError
 from shared_model.lines import tell
 from sim.commands import options
@@ -201,26 +201,23 @@ def _simulate(
     """Make or go on with a run directory, and print its table."""
     from hospital_client.preparation import source_digests
     from shared_model import run_directory
-    from shared_model.file_forms import RunResultsBeside, read_form
+    from shared_model.files import real
     from shared_model.records import read_dataset
-    from shared_model.results import RESULTS
     from shared_model.settings import resolve
     from shared_model.vocabulary import write_vocabulary
     from sim import centralized as central
     from sim.devices import pick_device
     from sim.display import Display
     from sim.methods import chosen
-    from sim.results import check_beside, table
+    from sim.results import check_beside, check_named, read_beside, table
     from sim.workers import usable_cores
 
     out = Path("runs", mode) if out is None else out
     if resume and force:
         raise TemptError("--resume and --force: one goes on with a run, the other deletes it; give one of them")
-    if force and data is not None and data.resolve().is_relative_to(out.resolve()):
+    if force and data is not None and real(data).is_relative_to(real(out)):
         raise TemptError(f"--out {out} --force: would delete {data}, which is to be read; name another --out")
-    for run in beside if force else ():
-        if run.resolve().is_relative_to(out.resolve()):
-            raise TemptError(f"--out {out} --force: would delete {run}, which --beside shows; name another --out")
+    check_named(out, beside, force=force)
     if jobs is not None and threads > jobs:
         raise TemptError(
             f"--threads {threads}: more than --jobs {jobs}, the threads in all; give at least as many jobs"
@@ -262,7 +259,7 @@ def _simulate(
         from server.federation import check_settings
 
         check_settings(settings)
-    others = {run: read_form(run / RESULTS, RunResultsBeside, "not the results of a run") for run in beside}
+    others = read_beside(beside)
     own = out / run_directory.DATASET
 
     def fill(directory: Path) -> dict[str, Any]:
@@ -285,6 +282,7 @@ def _simulate(
         if not resume:
             run_directory.create(out, fill, force=force)
         with run_directory.held(out):
+            begun.begin()
             source = data if data is not None and ready else own
             dataset = read(source)
             if resume:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import typer.core
 
+from shared_model.comma_lists import LARGEST
 from shared_model.errors import TemptError
 
 
@@ -23,7 +26,7 @@ class Verb(typer.core.TyperCommand):
 
         Raises:
             TemptError: an option or argument is blank, which would mean the folder of now, or all, or none; or it is no
-                UTF-8, which no file of ours could hold.
+                UTF-8, which no file of ours could hold; or it is a number that 64 bits don't hold.
         """
         typed = list(args)
         rest = super().parse_args(ctx, args)  # --help ends here
@@ -33,8 +36,14 @@ class Verb(typer.core.TyperCommand):
             for value in values if isinstance(values, list | tuple) else [values]:
                 if isinstance(value, str) and (why := _no_text(value)) is not None:
                     name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.make_metavar(ctx)
-                    instead = "give another" if parameter.required else "give another, or leave it out"
-                    raise TemptError(f"{name} {_shown(value)}: {why}; {instead}")
+                    instead = "; give another" if parameter.required else "; give another, or leave it out"
+                    raise TemptError(f"{name} {_shown(value)}: {why}{'' if ';' in why else instead}")
+        for parameter in self.get_params(ctx):
+            number = ctx.params.get(parameter.name or "")
+            if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
+                raise TemptError(f"{parameter.opts[0]} {number}: expected at most {LARGEST}, as it is kept in 64 bits")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise TemptError(f"{parameter.opts[0]} {number}: expected a finite number")
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -62,11 +71,19 @@ def _no_text(value: str) -> str | None:
     if not value.strip():
         return "is blank"
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
-        return "has bytes that are no UTF-8"
+        try:
+            value.encode(errors="surrogateescape").decode()
+        except UnicodeError:
+            return "has bytes that are no UTF-8"
+        # files could be found, but neither written down nor printed
+        return f"is UTF-8, which this locale ({sys.getfilesystemencoding()}) does not read; set LC_ALL=C.UTF-8"
     return None
 
 
 def _shown(value: str) -> str:
+    """What a terminal shows of it: UTF-8 as it is, other bytes escaped."""
+    with suppress(UnicodeError):
+        return value.encode(errors="surrogateescape").decode()
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -291,4 +291,7 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_key_was_waited_for_or_denied(
         (tmp_path / "folder").mkdir(exist_ok=True)
         keys = ["--root-certificates", str(place.root_certificates), "--private-key", str(tmp_path / name)]
         assert tempt(["hospital", "launch", *options, *keys]) == 2
-        assert capsys.readouterr().err == f"error: {tmp_path / name}: expected a file, found {found}\n"
+        assert (
+            capsys.readouterr().err
+            == f"error: {tmp_path / name}: expected a file, found {found}; move it away, or name a file\n"
+        )

@@ -378,6 +378,7 @@ HOSPITAL = [
         ([*HOSPITAL, "--raw", "none"], "none: no such directory"),
         ([*HOSPITAL, "--raw", "none", "--partition", "none"], "expected one of --partition"),
         (HOSPITAL, "expected one of --partition"),
+        ([*HOSPITAL[:-4], "--insecure", "--partition", "none"], "--insecure expects a server on the loopback"),
     ],
 )
 def test_a_mistake_of_launch_is_one_line(
@@ -389,7 +390,7 @@ def test_a_mistake_of_launch_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert tempt(arguments) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: --insecure")]
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
     assert list(tmp_path.iterdir()) == []
 

@@ -295,7 +295,7 @@ def test_read_records_of_a_damaged_file_is_one_line_that_names_it(damage: str, t
 def test_read_records_of_a_missing_file_is_one_line_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(TemptError) as error:
         read_records(tmp_path / "records.parquet", 5, VOCABULARY)
-    assert the_line(error, tmp_path / "records.parquet").endswith("no such file")
+    assert the_line(error, tmp_path / "records.parquet").endswith("no such file; correct its name, or make it first")
 
 
 @pytest.mark.parametrize("code", [7, -1])

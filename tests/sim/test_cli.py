@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared_model import begun
 from sim.cli import run as tempt
 from tests.sim import consortium
 from tests.sim.command import Capture, mistake, unchanged
@@ -74,10 +75,12 @@ def test_version_is_printed(capsys: Capture) -> None:
 
 
 def test_command_to_go_on_with_is_given_as_it_is_typed() -> None:
-    from sim.cli import _kept
+    from sim.command import _kept
 
     typed = ["simulate", "local", "--out", "a run", "--force"]
-    assert _kept(typed) == "; what is finished is kept, go on with: tempt simulate local --out 'a run' --resume"
+    assert _kept(typed) == "nothing was written"
+    begun.begin()
+    assert _kept(typed) == "what is finished is kept, go on with: tempt simulate local --out 'a run' --resume"
 
 
 def test_help_into_a_closed_pipe_says_nothing() -> None:

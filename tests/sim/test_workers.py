@@ -104,7 +104,9 @@ def test_unit_with_a_mistake_of_the_user_ends_the_run_with_its_words(jobs: int) 
 
 
 def test_full_disk_in_a_worker_is_the_users_to_mend() -> None:
-    with pytest.raises(TemptError, match=r"^/data/run: No space left on device$"):
+    with pytest.raises(
+        TemptError, match=r"^/data/run: No space left on device; make room there, or name another place$"
+    ):
         run([Piece("full disk"), Piece("one")], jobs=2)
 
 
