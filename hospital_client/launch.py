@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hospital_client import flower_programs, pinned_clientapp
+from hospital_client.admission import counts_of
 from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
 from hospital_client.policy import FILE, keep_policy, read_policy
@@ -119,6 +120,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     place.check_options()
     route = place.route()
     read_policy(place.state)
+    counts_of(place.state)
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
     else:

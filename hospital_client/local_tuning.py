@@ -28,7 +28,14 @@ from shared_model import checkpoint
 from shared_model.adaptation import adaptation
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, read_json, take_place, write_json
-from shared_model.fitting import PRETRAINING, FitFiles, fit_and_evaluate, pretrained_digest, pretrained_encoder
+from shared_model.fitting import (
+    PRETRAINING,
+    FitFiles,
+    fit_and_evaluate,
+    pretrained_digest,
+    pretrained_encoder,
+    scores_file,
+)
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context
 from shared_model.records import records_digest
@@ -74,7 +81,10 @@ def tune(
     for model in models:
         files = FitFiles.of(folder, seed, model, partition.hospital)
         result = files.read()
-        if result is None or result.get("basis") != basis:
+        lacks_scores = (
+            save_scores and len(split.test) and not scores_file(folder, seed, model, partition.hospital).exists()
+        )
+        if result is None or result.get("basis") != basis or lacks_scores:
             began = time.monotonic()
             private_directory(files.tensors.parent)
             # of this basis alone: an older one's unfinished fit is not gone on with
@@ -127,22 +137,23 @@ def tune_own(
         raise TemptError(f"{work}: is a link; expected the folder that a tuning makes there, remove the link")
     made_of = {name: about[name] for name in ("basis", "code", "torch")}
     key = hashlib.sha256(repr(sorted(made_of.items())).encode()).hexdigest()[:16]
-    there = _read(place)
+    there, run = _read(place), work / key
     if all(there.get(name) == value for name, value in made_of.items()):
         results = tune(partition, folder, shared, models, settings, seed, device, save_scores=save_scores)
     else:
         for other in work.glob("*"):  # of a federation that never ended
             if other.name != key:
                 shutil.rmtree(other, ignore_errors=True)
-        run = work / key
         results = tune(partition, run, shared, models, settings, seed, device, save_scores=save_scores)
         _tell_seed(seed_folder(run, seed), partition, about)
         (folder / RESULTS).unlink(missing_ok=True)  # of the models that go
         place.parent.mkdir(exist_ok=True, mode=0o700)
-        for scores in (run / "scores").rglob("*.parquet"):  # before the models, behind which none is looked for
-            private_directory((folder / scores.relative_to(run)).parent)
-            scores.replace(folder / scores.relative_to(run))
+        for scores in (folder / "scores").glob(f"*/seed-{seed}/*.parquet"):  # of the models that go, too
+            scores.unlink()
         take_place(seed_folder(run, seed), place)
+    for scores in (run / "scores").rglob("*.parquet"):  # or what a killed process has left of the same models
+        private_directory((folder / scores.relative_to(run)).parent)
+        scores.replace(folder / scores.relative_to(run))
     describe(folder, partition, settings, seed, models, experiment=experiment, basis=about["basis"])
     shutil.rmtree(work, ignore_errors=True)
     return results

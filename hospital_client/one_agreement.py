@@ -72,10 +72,15 @@ def hold_remaining(folder: Path, records: int, digest: str) -> None:
 
 
 def hold_vocabulary(folder: Path, codes: Mapping[str, Any]) -> Cut | None:
-    """Keep the vocabulary as the one that the hospital answers for; the cut that it is of, if there was one."""
+    """Keep the vocabulary as the one that the hospital answers for; the cut that it is of, if there was one.
+
+    After counts without a cut, which the hospital may have missed, the vocabulary stands for it: else the number of
+    records under a code that few stays have would tell, beside the counts, how many these are.
+    """
     kept = _hold(folder, {"vocabulary": sizes_and_digest(codes)}, codes=codes)
     if "codes" not in kept:
-        return None
+        minima = _minima(kept)
+        return cut_of(codes, max(minima), 1) if minima else None
     return cut_of(kept["codes"], int(kept["cut"]["minimum_count"]), int(kept["cut"]["min_records"]))
 
 
@@ -131,7 +136,7 @@ def _contradiction(
     kept: Mapping[str, Any], new: Mapping[str, Any], minimum: int | None, codes: Mapping[str, Any] | None
 ) -> str | None:
     """What of the kept agreement is another than what would be added to it; None if they are of one."""
-    minima = {int(what.removeprefix(_COUNTS)) for what in kept if what.startswith(_COUNTS)}
+    minima = _minima(kept)
     if not minima and "cut" in kept:
         minima = {kept["cut"]["minimum_count"]}
     if minimum is not None and minima and minimum not in minima:
@@ -146,6 +151,11 @@ def _contradiction(
     if "vocabulary" in new and codes is not None and not _is_of(codes, kept.get("codes", codes)):
         return "cut, which this vocabulary is not of"
     return None
+
+
+def _minima(kept: Mapping[str, Any]) -> set[int]:
+    """The minimum counts that counts were told with."""
+    return {int(what.removeprefix(_COUNTS)) for what in kept if what.startswith(_COUNTS)}
 
 
 def _is_of(codes: Mapping[str, Any], cut: Mapping[str, Any]) -> bool:

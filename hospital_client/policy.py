@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
@@ -48,7 +48,7 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 
 _Number = Annotated[float, Field(strict=True)]
 _Range = Annotated[tuple[_Number, _Number], AfterValidator(_ascending)]
-_Words = Annotated[tuple[str, ...], Field(min_length=1)]
+_SOME = Field(min_length=1)
 _Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Least = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 _Switch = Annotated[bool, Field(strict=True)]
@@ -67,11 +67,15 @@ class AcceptedEncoder(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
     c: _Range = Field((1, 300), description="width; both presets 300; wider ones hold codes and records apart")
     layers: _Range = Field((1, 6), description="both presets 2")
     heads: _Range = Field((1, 8), description="paper 2, released 4")
-    activation: _Words = Field(("relu", "gelu"), description="paper relu, released gelu")
+    activation: Annotated[tuple[Literal["relu", "gelu"], ...], _SOME] = Field(
+        ("relu", "gelu"), description="paper relu, released gelu"
+    )
     longest_set: _Range = Field((50, 200), description="both presets 100; short ones read single codes of a record")
     attention_dropout: _Range = Field((0.1, 0.6), description="both presets 0.1; less blurs less")
     dropout: _Range = Field((0.1, 0.6), description="paper 0.1, released 0.4; less blurs less")
-    initialization: _Words = Field(("xavier", "normal"), description="paper xavier, released normal")
+    initialization: Annotated[tuple[Literal["xavier", "normal"], ...], _SOME] = Field(
+        ("xavier", "normal"), description="paper xavier, released normal"
+    )
 
 
 class _AcceptedOptimization(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -83,7 +87,9 @@ class _AcceptedOptimization(BaseModel, frozen=True, extra="forbid", allow_inf_na
     batch_size: _Range = Field((8, 256), description="presets 64 and, tuning, 128; small ones part records")
     epochs: _Range = Field((1, 1000), description="both presets 30; it bounds rounds or this hospital's time")
     patience: _Range = Field((1, 1000), description="both presets 10; it bounds this hospital's time")
-    output_bias: _Words = Field(("rate", "zero"), description="paper rate, released zero")
+    output_bias: Annotated[tuple[Literal["rate", "zero"], ...], _SOME] = Field(
+        ("rate", "zero"), description="paper rate, released zero"
+    )
     least_steps: _Range = Field((0, 10_000), description="paper 100, released 0; it bounds this hospital's time")
 
 
@@ -105,7 +111,9 @@ class AcceptedTuning(_AcceptedOptimization, frozen=True, extra="forbid"):
 
     head_dropout: _Range = Field((0, 0.9), description="paper 0.5, released 0")
     prompts_per_modality: _Range = Field((0, 20), description="both presets 2")
-    selection: _Words = Field(("hospital",), description="a federation has no other")
+    selection: Annotated[tuple[Literal["hospital"], ...], _SOME] = Field(
+        ("hospital",), description="a federation has no other"
+    )
 
 
 class AcceptedEvaluation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

@@ -23,7 +23,7 @@ from shared_model.addresses import ALL, Address, address_of, host_of
 from shared_model.errors import TemptError
 from shared_model.files import private_directory, read_json, write_text
 from shared_model.own_folder import FolderKind, claim
-from shared_model.ownership import readable_by_others
+from shared_model.ownership import check_not_open, readable_by_others
 from shared_model.signs_of_life import LIMIT, Signs
 from shared_model.supervision import Kept, ended_together
 
@@ -159,10 +159,13 @@ def _addresses(link: str) -> frozenset[str]:
 
 
 def check_keys(keys: Path, *names: str) -> None:
-    """Raises TemptError if a file that `tempt server keys` makes is missing."""
+    """Raises TemptError if a file that `tempt server keys` makes is missing, or others could put in another one."""
     for name in names:
         if not (keys / name).is_file():
             raise TemptError(f"{keys}: has no {name}; make it with `tempt server keys`")
+    hospitals = sorted((keys / "hospitals").glob("*/key.pub"))
+    folders = [keys, *({keys / "hospitals", *(key.parent for key in hospitals)} if hospitals else ())]
+    check_not_open(*sorted(folders), *(keys / name for name in names), *hospitals)
 
 
 def check_secrets(keys: Path, *names: str) -> None:

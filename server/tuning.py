@@ -94,7 +94,7 @@ def tune(
                 if reply is None or is_missing(reply):
                     missing.append(by_id[hospital])
                     raise Rejected("no reply" if reply is None else error_of(reply))
-                told = _numbers(metrics_of(reply, by_id[hospital]), models, by_id[hospital].test)
+                told = _numbers(metrics_of(reply, by_id[hospital]), models, by_id[hospital])
                 if folder is not None:
                     private_directory(folder)
                     write_json(folder / f"{hospital}.json", basis | {"numbers": told})
@@ -116,23 +116,29 @@ def tune(
     return dict(sorted(found.items())), without
 
 
-def _numbers(metrics: Mapping[str, object], models: Sequence[str], agreed: int | None) -> Numbers:
+def _numbers(metrics: Mapping[str, object], models: Sequence[str], hospital: Hospital | None) -> Numbers:
     """A hospital's numbers of each model, without those that stand on too few records by its policy.
 
     Args:
-        agreed: test records, where they are known.
+        hospital: as it was greeted, if it is there. One that had too few test records by its policy then has too few
+            still, also if its operator has loosened it since.
 
     Raises:
         Rejected: one is missing, or out of bounds.
     """
-    few = {part: least for part in ("validation", "test") if (least := least_of(metrics, part))}
+    greeted = () if hospital is None else hospital.too_few
+    few = {
+        part: least
+        for part in ("validation", "test")
+        if (least := least_of(metrics, part)) or (part == "test" and part in greeted)
+    }
     told: Numbers = {f"least-{part}": least for part, least in few.items()}
     expected = _SECONDS | ({} if "validation" in few else _EPOCH) | ({} if "test" in few else _METRICS)
     for model in models:
         if "test" not in few:
             records = count_of(metrics, f"{model}.records")
-            if agreed not in (None, records):
-                raise Rejected(f"tells {records} test records, expected {agreed} as at the start")
+            if hospital is not None and records != hospital.test:
+                raise Rejected(f"tells {records} test records, expected {hospital.test} as at the start")
             told[f"{model}.records"] = records
         for name, most in expected.items():
             told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
@@ -146,10 +152,9 @@ def _kept(
     found = {}
     for path in sorted(folder.glob("[0-9]*.json")):
         content, hospital = read_form(path, _Told, "delete it to ask the hospital again"), int(path.stem)
-        agreed = by_id[hospital].test if hospital in by_id else None
         try:
             if all(content.get(name) == value for name, value in basis.items()):
-                found[hospital] = _numbers(content["numbers"], models, agreed)
+                found[hospital] = _numbers(content["numbers"], models, by_id.get(hospital))
         except Rejected:
             continue  # of other models or records: it is asked again
     return found

@@ -159,9 +159,11 @@ def agree(
         except Rejected as why:
             left_out[f"hospital {hospital}"] = str(why)
     kept = {hospital: answer for hospital, answer in answers.items() if answer.records >= rules.min_records}
+    filled = _who_fills(cut, counts)
     for hospital, answer in answers.items():
         if hospital not in kept:
-            left_out[f"hospital {hospital}"] = f"{answer.records} records, expected at least {rules.min_records}"
+            few = f"{answer.records} records, expected at least {rules.min_records}"
+            left_out[f"hospital {hospital}"] = f"{few}{filled}"
     for who, reason in left_out.items():
         told.say(f"{who} has no part in the vocabulary: {reason}")
     _enough(len(kept), expected, least, left_out)
@@ -173,6 +175,19 @@ def agree(
                 "--minimum-count"
             )
     return Agreement(vocabulary, {hospital: answer.records for hospital, answer in answers.items()}, left_out)
+
+
+def _who_fills(cut: _Cut, counts: Mapping[int, _Counts]) -> str:
+    """The hospital that alone told of most of what was cut by frequency, for an error; nothing if there is none."""
+    alone: Counter[int] = Counter()
+    for code in (*cut.procedures, *cut.medications):
+        told = [hospital for hospital, of in counts.items() if code in of.procedures or code in of.medications]
+        alone.update(told if len(told) == 1 else ())
+    of = len(cut.procedures) + len(cut.medications)
+    hospital, codes = max(alone.items(), key=lambda item: item[1], default=(0, 0))
+    if len(counts) < 2 or 2 * codes <= of:
+        return ""
+    return f"; hospital {hospital} alone told of {codes} of the {of} procedures and medications that are kept"
 
 
 def _leave_out_the_largest(counts: dict[int, _Counts], left_out: dict[str, str]) -> None:

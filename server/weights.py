@@ -33,7 +33,7 @@ def counted(
     told = [h.train for h in hospitals]
     most = most_records
     if most is None:
-        if largest_share is None or not _can_be_bounded(told, largest_share):
+        if largest_share is None:
             return {h.hospital: h for h in hospitals}
         most = most_of(told, largest_share)
     return {h.hospital: _within(h, max(told, default=0) if most is None else most) for h in hospitals}

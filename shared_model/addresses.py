@@ -67,9 +67,20 @@ def address_of(text: str, option: str) -> Address:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return plain_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; the IPv4 one where it stands for one, as ::ffff:127.0.0.1 does.
+
+    Raises:
+        ValueError: it is a name.
+    """
+    address = ipaddress.ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
 
 
 def _host(text: str) -> str:

@@ -81,4 +81,8 @@ def put_adam_back(
             expected = torch.Size() if moment == "step" else parameter.shape
             if moment not in found or found[moment].shape != expected:
                 raise KeyError(f"Adam's {moment} of {name} is missing or of another shape")
-        optimizer.state[parameter] = copied(found)
+        # in the parameter's own order in memory: Adam walks through both side by side
+        optimizer.state[parameter] = {
+            moment: of.clone() if moment == "step" else torch.empty_like(parameter).copy_(of)
+            for moment, of in found.items()
+        }

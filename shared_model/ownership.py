@@ -21,7 +21,7 @@ from shared_model.errors import TemptError
 _LINKS = 40  # as many as Linux follows
 _FIRST_LOGIN, _NOBODY = 1000, 65534
 _NO_LOGIN = ("nologin", "false", "sync", "")
-_NAMED_USER, _NAMED_GROUP, _WRITES = 0x02, 0x08, 0o2  # of POSIX ACLs, acl(5)
+_NAMED_USER, _NAMED_GROUP, _WRITES, _ENTERS = 0x02, 0x08, 0o2, 0o1  # of POSIX ACLs, acl(5)
 
 
 def check_own(folder: Path, *, apart: Collection[str] = ()) -> None:
@@ -51,8 +51,22 @@ def check_own(folder: Path, *, apart: Collection[str] = ()) -> None:
         raise _open_to_others(path, status)
     for entry, found in _content(path, apart):
         _check_owner(entry, found)
-        if not stat.S_ISLNK(found.st_mode) and _others_write(entry, found) and _others_enter(status):
+        if stat.S_ISLNK(found.st_mode):
+            _check_target(entry, path)
+        elif _others_write(entry, found) and _others_enter(path, status):
             raise _open_to_others(entry, found)
+
+
+def check_not_open(*paths: Path) -> None:
+    """Refuse what this user has and others may write; what is another user's, as secrets of containers, is that one's.
+
+    Raises:
+        TemptError: so it is; the first is named.
+    """
+    for path in paths:
+        status = path.stat()
+        if status.st_uid == os.geteuid() and _others_write(path, status):
+            raise _open_to_others(path, status)
 
 
 def readable_by_others(path: Path) -> bool:
@@ -97,6 +111,21 @@ def _check_way(folder: Path) -> Path | None:
         here = here.parent if name == ".." else here / name
 
 
+def _check_target(link: Path, folder: Path) -> None:
+    """Check what a link in a folder leads to, which is run and believed as what is in it; nothing is no harm."""
+    target = link.resolve()
+    if target.is_relative_to(folder.resolve()) or not target.exists():
+        return
+    if target.is_dir():
+        check_own(target)
+        return
+    _check_way(target.parent)
+    status = target.stat()
+    _check_owner(target, status)
+    if _others_write(target, status):
+        raise _open_to_others(target, status)
+
+
 def _content(folder: Path, apart: Collection[str]) -> Iterator[tuple[Path, os.stat_result]]:
     for place, folders, files in os.walk(folder):
         if Path(place) == folder:
@@ -132,10 +161,10 @@ def _others_write(path: Path, status: os.stat_result) -> bool:
     return bool(status.st_mode & stat.S_IWGRP) and (not _is_own_group(status.st_gid) or _names_others(path))
 
 
-def _others_enter(status: os.stat_result) -> bool:
-    return bool(status.st_mode & stat.S_IXOTH) or (
-        bool(status.st_mode & stat.S_IXGRP) and not _is_own_group(status.st_gid)
-    )
+def _others_enter(path: Path, status: os.stat_result) -> bool:
+    if status.st_mode & stat.S_IXOTH:
+        return True
+    return bool(status.st_mode & stat.S_IXGRP) and (not _is_own_group(status.st_gid) or _names_others(path, _ENTERS))
 
 
 def _is_own_group(group: int) -> bool:
@@ -161,16 +190,16 @@ def _logs_in(account: pwd.struct_passwd) -> bool:
     return _FIRST_LOGIN <= account.pw_uid != _NOBODY and shell not in _NO_LOGIN
 
 
-def _names_others(path: Path) -> bool:
-    """Whether an access control list lets somebody else write, which the mode shows as its group's right."""
+def _names_others(path: Path, right: int = _WRITES) -> bool:
+    """Whether an access control list lets somebody else write or enter, which the mode shows as its group's right."""
     try:
         found = os.getxattr(path, "system.posix_acl_access")
     except (OSError, AttributeError):  # none, or a system or file system without
         return False
-    writers = [(kind, who) for kind, rights, who in struct.iter_unpack("<HHI", found[4:]) if rights & _WRITES]
+    able = [(kind, who) for kind, rights, who in struct.iter_unpack("<HHI", found[4:]) if rights & right]
     return any(
         (kind == _NAMED_USER and who not in (0, os.geteuid())) or (kind == _NAMED_GROUP and not _is_own_group(who))
-        for kind, who in writers
+        for kind, who in able
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from shared_model.addresses import Address, host_of, is_loopback
+from shared_model.addresses import Address, host_of, is_loopback, plain_address
 from shared_model.errors import TemptError
 
 _LOOPBACK = "127.0.0.1,localhost,::1"
@@ -78,13 +78,14 @@ def proxy_for(host: str) -> Proxy | None:
 def _is_named(host: str, names: str) -> bool:
     """Whether `no_proxy` names it: itself, a domain that it is in, a network, or everything."""
     try:
-        address = ipaddress.ip_address(host)
+        address = plain_address(host)
     except ValueError:
         address = None
     for entry in names.replace(" ", ",").split(","):
         if entry == "*":
             return True
-        name = entry.partition(":")[0] if entry.count(":") == 1 else entry.strip("[]")  # a port says nothing
+        name = entry.partition("]")[0][1:] if entry.startswith("[") else entry  # a port says nothing
+        name = name.partition(":")[0] if name.count(":") == 1 else name
         name = name.lower().removeprefix("*").strip(".")
         if address is None:
             if name and (host == name or host.endswith(f".{name}")):

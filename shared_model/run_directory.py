@@ -25,7 +25,7 @@ may read the records may read it; its mode is 0700.
 # What may differ between a run and its resumption without changing a bit of its results.
 _INCIDENTAL = ("command", "versions", "data", CODE)
 # What a run has by the way it was asked for; any other field that it lacks is newer than it.
-_OPEN = ("agreement.", "federation.options.")
+_OPEN = ("agreement.", "federation.options.", "federation.most_records")
 # Of the versions only this one may change bits.
 _DECISIVE = "torch"
 

@@ -28,6 +28,8 @@ _ORDER = (
 def method_names() -> list[str]:
     """The methods' names as commands and results spell them, in the order of the table."""
     found = [*_baselines(), *adaptations()]
+    if twice := sorted(set(_baselines()) & set(adaptations())):
+        raise TemptError(f"{twice[0]}: is the name of a baseline and of an adaptation; rename one of both files")
     return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 

@@ -360,3 +360,18 @@ def test_fewer_records_than_the_minimum_were_told_by_a_greeting_or_a_round(
     assert "records under this vocabulary, fewer than the minimum of 1000" in caplog.text
     assert not (place.folder / "prepared" / vocabulary.digest).exists(), "so no round is answered under it either"
     assert [line["kind"] for line in lines_of(place)] == ["vocabulary_counts", "vocabulary_remaining"]
+
+
+def test_a_rare_medication_was_counted_by_a_vocabulary_after_counts_without_a_cut(tmp_path: Path) -> None:
+    """59 stays have medication 5, two others 666 alone: 61 records were told under both."""
+    stays = range(1, 62)
+    tables = {
+        "patient": [(stay, 7, f"p{stay}") for stay in stays],
+        "diagnosis": [(stay, "A", 1) for stay in stays],
+        "treatment": [(stay, "t", 1) for stay in stays],
+        "medication": [(stay, 5 if stay < 60 else 666, "D", "No") for stay in stays],
+    }
+    place = Place(write_tables(tmp_path / "raw", tables), 7, tmp_path / "state", is_raw=True)
+    told = asked(place, "vocabulary_counts", **{"minimum-count": 5}).content.array_records["arrays"]
+    assert (told["medications"].numpy().tolist(), told["medication-counts"].numpy().tolist()) == ([5], [59])
+    assert number_of(greeted(place, Vocabulary(("A",), ("t",), (5, 666), ("D", "E")))) == 59

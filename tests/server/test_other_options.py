@@ -119,3 +119,21 @@ def test_a_flwr_run_of_other_options_or_records_was_gone_on_with(
     other = consortium.write_dataset(tmp_path / "other", others)
     with pytest.raises(TemptError, match=r"the run has dataset.digest="):
         run_federation(InProcessGrid({}, None), config | {"data": str(other)})
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 100), (100, None), (100, 50)])
+def test_a_finished_run_of_another_bound_on_records_was_given_as_this_ones(
+    tmp_path: Path, before: int | None, after: int | None
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_vocabulary(tmp_path / "vocabulary.json", consortium.VOCABULARY)
+    config = {"vocabulary": str(tmp_path), "hospitals": 2}
+    bounds = ({} if most is None else {"most-records": most} for most in (before, after))
+    first, second = (config | bound for bound in bounds)
+    (run / "config.json").write_text(json.dumps(config_of(RUN_CONFIG | first, consortium.VOCABULARY.digest)))
+    (run / "results.json").write_text('{"models": {}}')
+    place = ServerPlace(None, run, "127.0.0.1", 8443, front=False)
+    assert launch(place, first, print) == {"models": {}}
+    with pytest.raises(TemptError, match=f"federation.most_records={before}, this command {after};"):
+        launch(place, second, print)

@@ -281,3 +281,12 @@ def test_a_users_own_folder_of_a_name_that_a_tuning_removes_was_claimed(
         (tmp_path / "mine").rename(state / name)
     with pytest.raises(TemptError, match=f"has a {name} that `tempt hospital launch` did not make"):
         claim(state, STATE_FOLDER)
+
+
+@pytest.mark.parametrize("inside", ["", "hospitals", "hospitals/3", "hospitals/3/key.pub", "ca.pem"])
+def test_keys_that_others_may_replace_were_believed(tmp_path: Path, inside: str) -> None:
+    make_keys(tmp_path / "keys", ["localhost"], [3])
+    front.check_keys(tmp_path / "keys", "ca.pem")
+    (tmp_path / "keys" / inside).chmod(0o777)
+    with pytest.raises(TemptError, match="can be written by other users"):
+        front.check_keys(tmp_path / "keys", "ca.pem")

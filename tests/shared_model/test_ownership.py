@@ -248,3 +248,39 @@ def test_a_file_is_readable_by_others_by_its_mode_and_those_of_the_folders_that_
     # without pytest's own folder, which is closed to others
     monkeypatch.setattr("shared_model.ownership._leading", lambda found: [path.parent])
     assert readable_by_others(path) is told
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_check_own_follows_a_link_in_the_folder_to_what_others_may_write(kind: str, tmp_path: Path) -> None:
+    state, outside = make(tmp_path / "state", 0o700), tmp_path / "outside"
+    if kind == "folder":
+        make(outside, 0o755)
+    else:
+        outside.write_text("x = 1")
+    (state / "link").symlink_to(outside)
+    check_own(state)
+    outside.chmod(0o777)
+    with pytest.raises(TemptError, match=rf"{outside}: can be written by other users"):
+        check_own(state)
+    outside.rmdir() if kind == "folder" else outside.unlink()
+    check_own(state)  # it leads to nothing
+
+
+def test_check_own_sees_another_user_whom_a_list_lets_in(tmp_path: Path) -> None:
+    state = make(tmp_path / "state", 0o700)
+    make(state / "bin", 0o777)
+    check_own(state)
+    entries = [
+        (0x01, 7, 0xFFFFFFFF),
+        (0x02, 1, 65534),
+        (0x04, 0, 0xFFFFFFFF),
+        (0x10, 1, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    ]
+    content = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(state, "system.posix_acl_access", content)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    with pytest.raises(TemptError, match=rf"{state / 'bin'}: can be written by other users"):
+        check_own(state)

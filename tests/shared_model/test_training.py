@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shared_model import training
 from shared_model.errors import TemptError
+from shared_model.module_state import adam_state, put_adam_back
 from shared_model.randomness import generator
 from shared_model.settings import OptimizationSettings
 from shared_model.training import Progress, train
@@ -438,3 +439,36 @@ def test_training_from_a_checkpoint_of_a_module_with_other_tensors_is_refused(
     with pytest.raises(TemptError, match="partial: a checkpoint of another run") as caught:
         train_with_statistics(task, epochs=2, resume=tmp_path / "partial")
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Turned(nn.Module):
+    """Parameters that lie in memory otherwise than their shape says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(1)
+        self.turned = nn.Parameter(torch.randn(6, 4, generator=draws).T)
+        self.convolution = nn.Conv2d(3, 5, 2).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            for parameter in self.convolution.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draws))
+
+
+def test_adam_goes_on_with_moments_in_the_parameters_own_order_in_memory() -> None:
+    def steps(module: Turned, optimizer: torch.optim.Adam, many: int) -> None:
+        for _ in range(many):
+            optimizer.zero_grad()
+            weighted = [(p * torch.arange(p.numel()).view(p.shape)).square().sum() for p in module.parameters()]
+            torch.stack(weighted).sum().backward()
+            optimizer.step()
+
+    whole, first = Turned(), Turned()
+    steps(whole, torch.optim.Adam(whole.parameters(), lr=0.1, fused=True), 5)
+    before = torch.optim.Adam(first.parameters(), lr=0.1, fused=True)
+    steps(first, before, 2)
+    kept = {name: tensor.contiguous() for name, tensor in adam_state(before, dict(first.named_parameters())).items()}
+    again = torch.optim.Adam(first.parameters(), lr=0.1, fused=True)
+    put_adam_back(again, dict(first.named_parameters()), kept)
+    steps(first, again, 3)
+    for one, other in zip(first.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)

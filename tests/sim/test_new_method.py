@@ -23,6 +23,7 @@ import shared_model.adaptation
 import sim.baselines
 import sim.methods
 from shared_model import checkpoint, training
+from shared_model.errors import TemptError
 from shared_model.files import read_json
 from sim.centralized import History
 from sim.cli import run as tempt
@@ -218,3 +219,29 @@ def test_new_methods_that_are_killed_end_in_the_same_bits(data: Path, run: Path,
         expected = 0 if not kill_after else -signal.SIGKILL if jobs == 1 else 2  # 2: a worker was
         assert done.returncode == expected, done.stderr
     assert_same(fingerprint(out), fingerprint(run))
+
+
+@pytest.mark.parametrize("name", ["2stage", "m\u00e9thode", "my-lora", "Upper", "pretraining"])
+def test_a_file_whose_name_no_result_could_have_is_told_before_anything_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / f"{name}.py").write_text("")
+    for package in (shared_model.adaptation, sim.baselines):
+        with monkeypatch.context() as patched:
+            patched.setattr(package, "__path__", [*package.__path__, str(tmp_path / "methods")])
+            _forget()
+            line = mistake(capsys, arguments("federated", data, tmp_path / "run", "--models", "finetune"))
+            assert f"{name}.py: expected a name of small letters" in line
+        _forget()
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_files_of_one_name_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tempt.py").write_text("")
+    monkeypatch.setattr(sim.baselines, "__path__", [*sim.baselines.__path__, str(tmp_path)])
+    _forget()
+    with pytest.raises(TemptError, match="tempt: is the name of a baseline and of an adaptation; rename one of both"):
+        sim.methods.method_names()
+    monkeypatch.undo()
+    _forget()
