@@ -281,3 +281,40 @@ def test_scores_of_a_hospital_that_was_cut_off_behind_its_new_models_were_lost(
     monkeypatch.setattr(local_tuning, "take_place", take_place)
     tunes()
     assert sorted(path.parts[-3] for path in (tmp_path / "s" / "scores").rglob("8.parquet")) == sorted(MODELS)
+
+
+def test_scores_of_one_tuning_stood_beside_models_of_another(
+    tmp_path: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    settings, dataset = consortium.settings(), consortium.make_dataset()
+
+    def tuned(seed: int, *, save_scores: bool = True) -> None:
+        shared = {n: torch.from_numpy(a) for n, a in initial_tensors(settings, dataset, seed).items()}
+        models, device = ["finetune-freeze"], torch.device("cpu")
+        asked = {"save_scores": save_scores, "experiment": f"of-{seed}"}
+        tune_own(partition, tmp_path, shared, models, settings, 42, device, **asked)
+
+    def found() -> tuple[bytes, list[bytes]]:
+        model = tmp_path / "checkpoints" / "seed-42" / "finetune-freeze" / f"{partition.hospital}.safetensors"
+        return model.read_bytes(), [path.read_bytes() for path in sorted((tmp_path / "scores").rglob("*.parquet"))]
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    tuned(1)
+    first = found()
+    with monkeypatch.context() as patched:
+        patched.setattr(local_tuning, "take_place", killed)
+        with pytest.raises(Killed):
+            tuned(2)
+    assert found()[0] == first[0] and found()[1] in ([], first[1]), "of the old models, or none"
+    tuned(2)
+    second = found()
+    assert second[0] != first[0] and len(second[1]) == 1 and second[1] != first[1]
+    tuned(3, save_scores=False)
+    assert found()[0] != second[0] and found()[1] == [], "an older federation's scores stayed"
+    tuned(3)
+    assert len(found()[1]) == 1, "they were asked for, and none came"

@@ -190,3 +190,12 @@ def test_narrowed_words_and_numbers_are_refused_and_all_are_named(tmp_path: Path
     assert str(refused.value) == (
         "refused by policy: encoder.activation is gelu, accepted relu; evaluation.threshold is 0.4, accepted 0.3 to 0.3"
     )
+
+
+@pytest.mark.parametrize(
+    "line", ['[encoder]\nactivation = ["Relu"]', '[tuning]\nselection = ["common"]', "[encoder]\ninitialization = []"]
+)
+def test_a_word_that_no_setting_has_was_accepted(tmp_path: Path, line: str) -> None:
+    (tmp_path / FILE).write_text(line)
+    with pytest.raises(TemptError, match=f"{FILE}: "):
+        read_policy(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from hospital_client.app import Place
 from server import exchange, rounds, tuning
 from server.app import run_federation
+from server.federation_settings import FederationSettings
 from server.run_config import RUN_CONFIG
 from server.told import Told
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
 from tests.hospital_client.policies import write_policy
-from tests.server.federations import Clock
+from tests.server.federations import Clock, initial_tensors
 from tests.server.test_rounds import Made, rising, run, step
 from tests.sim import consortium
 
@@ -133,3 +135,20 @@ def test_a_least_number_that_is_none_is_the_hospitals_rejection(least: Any) -> N
     with pytest.raises(exchange.Rejected, match="least-test is"):
         exchange.least_of({"least-test": least}, "test")
     assert exchange.least_of({}, "test") == 0
+
+
+def test_a_policy_that_is_loosened_while_a_run_is_at_work_left_the_hospital_out(tmp_path: Path, data: Path) -> None:
+    """It was greeted with too few test records, and tells metrics of them at the end: they count as none still."""
+    dataset, settings = consortium.make_dataset(), consortium.settings()
+    plan = exchange.Plan("x", 42, settings, FederationSettings(), dataset.vocabulary)
+    whole = consortium.write_dataset(tmp_path / "dataset", dataset)
+    grid = InProcessGrid({h: Place(whole, h, tmp_path / str(h)) for h in consortium.SIZES}, None)
+    there, _ = exchange.greet(grid, plan)
+    hospitals = [replace(h, test=0, too_few=("test",)) if h.hospital == 8 else h for h in there]
+    shared = initial_tensors(settings, dataset, 42)
+    numbers, without = tuning.tune(
+        grid, plan, hospitals, shared, ["finetune-freeze"], save_scores=False, on_hospital=lambda label: None
+    )
+    assert without == {} and sorted(numbers) == sorted(consortium.SIZES)
+    assert "least-test" in numbers[8] and not any("prauc" in name for name in numbers[8])
+    assert "finetune-freeze.prauc" in numbers[3]

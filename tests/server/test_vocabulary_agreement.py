@@ -6,13 +6,14 @@ import inspect
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -265,3 +266,26 @@ def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Pa
             codes = content.config_records["codes"]
             assert {name: size[0] for name, size in line["codes"].items()} == {n: len(c) for n, c in codes.items()}  # type: ignore[arg-type]
         assert "DRUG" not in place.ledger().read_text() and "treatment 0" not in place.ledger().read_text()
+
+
+def test_a_hospital_that_fills_the_cut_by_its_word_was_not_named(tmp_path: Path) -> None:
+    raw = RawConsortium(tmp_path, make_tables(4))
+    places = {h: Place(of, h, tmp_path / f"state-{h}", is_raw=True) for h, of in raw.raw.items()}
+    liar, rules = max(places), AgreementRules(minimum_count=5, **LOOSE)
+
+    class Lies(Listening):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            for reply in super().pull_messages(message_ids):
+                metrics = reply.content.metric_records["metrics"]
+                if metrics["hospital"] == liar and "minimum-count" in metrics:
+                    many = {"procedures": rules.top_procedures, "medications": rules.top_medications}
+                    procedures = [f"z{number:05}" for number in range(many["procedures"])]
+                    reply.content["codes"] = ConfigRecord({"diagnoses": ["Z"], "procedures": procedures})
+                    arrays = {f"{kind[:-1]}-counts": np.full(of, 10**9) for kind, of in many.items()}
+                    arrays["medications"] = np.arange(10**7, 10**7 + many["medications"])
+                    reply.content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+                yield reply
+
+    of = rules.top_procedures + rules.top_medications
+    with pytest.raises(TooFewHospitals, match=f"; hospital {liar} alone told of {of} of the {of} procedures and medic"):
+        agree(Lies(places), rules, Told(), timeout=None, expected=len(places), least=2)

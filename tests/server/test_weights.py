@@ -104,6 +104,8 @@ def test_two_hospitals_have_no_bound_and_three_have_one() -> None:
     assert counted(LIAR[:2], None, LARGEST_SHARE) == {h.hospital: h for h in LIAR[:2]}
     without_training = [*LIAR[:2], Hospital(21, 3, 0, 4, 3)]
     assert counted(without_training, None, LARGEST_SHARE) == {h.hospital: h for h in without_training}
+    alone = [Hospital(3, 1, 30, 5, 4), Hospital(8, 2, 60, 9, 8), Hospital(21, 3, 0, 10**9, 10**9)]
+    assert counted(alone, None, LARGEST_SHARE)[21] == Hospital(21, 3, 0, 15, 15), "of validation records all are"
     assert counted([], None, LARGEST_SHARE) == {}
 
 

@@ -68,6 +68,10 @@ def test_a_name_is_reached_as_its_variables_say(
         ("", "127.0.0.9", True),
         ("", "localhost", True),
         ("", "::1", True),
+        ("[2001:db8::7]:8443", "2001:db8::7", True),
+        ("[2001:db8::7]:8443", "2001:db8::8", False),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", True),
+        ("", "::ffff:127.0.0.1", True),
     ],
 )
 def test_an_address_is_reached_directly_where_no_proxy_names_it_and_the_loopback_always(
