@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
-from collections.abc import Iterable
 from functools import cache
 from typing import cast
 
 from shared_model.errors import unknown
+from shared_model.found_files import names_of_files
 from shared_model.recommendation import Method
 
 
@@ -16,12 +15,6 @@ from shared_model.recommendation import Method
 def adaptations() -> tuple[str, ...]:
     """The methods' names as commands and results spell them."""
     return names_of_files(__path__)
-
-
-def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
-    """The names of the methods in a folder: its files', with hyphens; what begins with an underscore is none."""
-    found = (module.name for module in pkgutil.iter_modules(path))
-    return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))
 
 
 def adaptation(name: str) -> Method:
