@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hospital_client import policy as policies
 from hospital_client.policy import Policy, Refused, read_policy
+from shared_model.algorithms import algorithm
 from shared_model.errors import TemptError
+from shared_model.federated_algorithm import Algorithm
 from shared_model.files import locked, private_directory, read_json, write_json
 from shared_model.settings import Settings
 
@@ -50,14 +52,19 @@ def admit(folder: Path, policy: Policy, kind: str, content: RecordDict, settings
     if settings is not None:
         policy.check_settings(settings)
     if kind == "pretrain":
-        policy.check_round(
-            local_epochs=int(cast(int, config["epochs"])), proximal_mu=float(cast(float, config["proximal-mu"]))
-        )
-        if "control" in content and not policy.unmasked_sums:
-            raise Refused("unmasked_sums is false, and the strategy scaffold asks for a mean gradient")
+        name = str(config["algorithm"])
+        found = algorithm(name)
+        policy.check_round({"local_epochs": int(cast(int, config["epochs"])), **asked_numbers(config, found)})
+        if found.tells_sums and not policy.unmasked_sums:
+            raise Refused(f"unmasked_sums is false, and the strategy {name} asks for sums of gradients")
     if kind not in ("hello", *_COUNTED):
         return None
     return _count(folder, policy, kind, int(cast(int, config["seed"])), content)
+
+
+def asked_numbers(config: ConfigRecord, of: Algorithm) -> dict[str, float]:
+    """The numbers of a message that its algorithm declares."""
+    return {name: float(cast(float, config[f"asked.{name}"])) for name in of.asks}
 
 
 def counts_of(folder: Path) -> Counts:

@@ -18,7 +18,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -36,7 +35,9 @@ from hospital_client.preparation_options import PreparationOptions
 from hospital_client.read_once import local_pretraining
 from hospital_client.reply import Reply, without_too_few
 from hospital_client.watchdog import time_limit, work_limit
+from shared_model.algorithms import algorithm as algorithm_of
 from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system, printable
+from shared_model.federated_algorithm import AskedHere
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import Settings
 from shared_model.transport import Transport
@@ -167,12 +168,12 @@ def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
     """Which codes raw tables hold, and in how many stays; of prepared records their vocabulary's digest alone."""
     if not place.is_raw:
         texts = {"vocabulary": read_vocabulary(place.partition / "vocabulary.json").digest}
-        return Reply({"hospital": place.hospital}, {}, {}, texts)
+        return Reply({"hospital": place.hospital}, {}, texts)
     minimum = _minimum_count(content, place)
     told = vocabulary_counts.counts(_tables(place), minimum)
     digest = egress.digest_of(told.arrays, told.texts)
     one_agreement.hold_counts(place.folder, minimum, digest)
-    return Reply({"hospital": place.hospital, "minimum-count": minimum}, told.arrays, {}, {}, told.texts)
+    return Reply({"hospital": place.hospital, "minimum-count": minimum}, {"arrays": told.arrays}, {}, told.texts)
 
 
 def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
@@ -182,7 +183,7 @@ def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
     one_agreement.hold_cut(place.folder, cut)
     told = vocabulary_counts.remaining(_tables(place), cut)
     one_agreement.hold_remaining(place.folder, told.numbers["records"], egress.digest_of(told.arrays, told.texts))
-    return Reply({"hospital": place.hospital, **told.numbers}, told.arrays, {}, {}, told.texts)
+    return Reply({"hospital": place.hospital, **told.numbers}, {"arrays": told.arrays}, {}, told.texts)
 
 
 def _tables(place: Place) -> Tables:
@@ -212,13 +213,13 @@ def _hello(content: RecordDict, place: Place) -> Reply:
         if not records:
             log.warning("hospital %d has no part: too few records, or the vocabulary lacks its codes", place.hospital)
             none = {"train": 0, "validation": 0, "test": 0}
-            return Reply({"hospital": place.hospital, **none}, {}, {}, {"vocabulary": vocabulary.digest})
+            return Reply({"hospital": place.hospital, **none}, {}, {"vocabulary": vocabulary.digest})
         one_agreement.hold_records(place.folder, records)
     partition = _partition(place.prepared(config))
     split = partition.split(_integer(config, "seed"))
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     texts = {"vocabulary": partition.vocabulary.digest}
-    return Reply({"hospital": place.hospital, **parts}, {}, {}, texts, parts=parts)
+    return Reply({"hospital": place.hospital, **parts}, {}, texts, parts=parts)
 
 
 def _pretrain(content: RecordDict, place: Place) -> Reply:
@@ -234,38 +235,34 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         numbers["score-sum"] = local.score_sum(shared)
     parts = {"train": local.records, "validation": local.validation_records}
     if not config["train"] or not local.records:
-        return Reply(numbers, {}, {}, {}, parts=parts)
+        return Reply(numbers, {}, {}, parts=parts)
     work = LocalWork(
         first_epoch=_integer(config, "first-epoch"),
         epochs=_integer(config, "epochs"),
         stream=WHOLE_CONSORTIUM if config["alone"] else place.hospital,
-        proximal_mu=float(cast(float, config["proximal-mu"])),
+    )
+    algorithm = algorithm_of(str(config["algorithm"]))
+    more = {
+        part: _tensors(transport.decode(_arrays(record)), place)
+        for part, record in content.array_records.items()
+        if part != "arrays"
+    }
+    asked = AskedHere(
+        more, admission.asked_numbers(config, algorithm), _integer(config, "exchange"), _integer(config, "taken")
     )
     keeps = bool(config["keep-optimizer"])
-    server_control: dict[str, Tensor] | None = None
-    if "control" in content:
-        server_control = _tensors(transport.decode(_arrays(content.array_records["control"])), place)
-    state = place.kept_state(config) if keeps or server_control is not None else None
-    kept = state.of_round(_integer(config, "taken")) if state is not None else None
-    correction = own = None
-    if server_control is not None:
-        own = {name: torch.zeros_like(c) if kept is None else kept[f"control.{name}"] for name, c in shared.items()}
-        correction = {name: server_control[name] - own[name] for name in shared}
-        if kept is None and _integer(config, "taken"):
-            numbers["control-is-new"] = 1  # it was lost, and moves from 0
-    update = local.train(
-        shared, work, optimizer_state=kept if keeps and kept is not None else None, correction=correction
-    )
-    control: dict[str, NDArray[np.generic]] = {}
-    if own is not None:
-        control = transport.encode({name: (update.gradient[name] - own[name]).cpu().numpy() for name in own})
+    state = place.kept_state(config) if keeps or algorithm.hospital_keeps else None
+    kept = state.of_round(asked.last_taken) if state is not None else None
+    begun = local.begin(shared, work, kept if keeps else None)
+    answer, to_keep = algorithm.local(begun, asked, kept)
     if state is not None:
-        kept_now = update.optimizer if keeps else {}
-        kept_now |= {f"control.{name}": tensor for name, tensor in update.gradient.items()}
-        state.propose(_integer(config, "round"), kept_now)
-    numbers["loss"] = update.loss
-    after = {name: tensor.cpu().numpy() for name, tensor in update.tensors.items()}
-    return Reply(numbers, transport.encode_update(after, received), control, {}, parts=parts)
+        state.propose(_integer(config, "round"), (begun.optimizer_state() if keeps else {}) | dict(to_keep))
+    arrays = {}
+    for part, kind in algorithm.tells.items():
+        values = {name: tensor.cpu().numpy() for name, tensor in answer.arrays[part].items()}
+        encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode
+        arrays[part] = encode(values)
+    return Reply({**numbers, **answer.numbers, "loss": answer.loss}, arrays, {}, parts=parts)
 
 
 def _tune(content: RecordDict, place: Place) -> Reply:
@@ -288,7 +285,7 @@ def _tune(content: RecordDict, place: Place) -> Reply:
     split = partition.split(seed)
     parts = {"validation": len(split.validation), "test": len(split.test)}
     numbers = {"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}
-    return Reply(numbers, {}, {}, {}, parts=parts)
+    return Reply(numbers, {}, {}, parts=parts)
 
 
 def _checked(kind: str, content: RecordDict, reply: Reply, place: Place, request: Mapping[str, Any]) -> RecordDict:
@@ -297,18 +294,21 @@ def _checked(kind: str, content: RecordDict, reply: Reply, place: Place, request
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
     if kind.startswith("vocabulary_"):
         cut = {name: len(cast(list[Any], codes)) for name, codes in content.config_records.get("cut", {}).items()}
-        egress.check(kind, {}, reply.numbers, reply.texts, {}, Transport())
-        egress.check_agreement(kind, reply.arrays, reply.codes, cut, _minimum_count(content, place))
+        egress.check(kind, reply.numbers, reply.texts)
+        egress.check_agreement(kind, reply.arrays.get("arrays", {}), reply.codes, cut, _minimum_count(content, place))
+    elif kind == "pretrain":
+        shapes = {name: tuple(array.shape) for name, array in content.array_records["arrays"].items()}
+        algorithm = algorithm_of(str(config["algorithm"]))
+        egress.check(kind, reply.numbers, reply.texts, algorithm.numbers)
+        egress.check_arrays(reply.arrays, algorithm, shapes, _transport(config))
     else:
-        sent = content.array_records.get("arrays", ArrayRecord()) if kind == "pretrain" else ArrayRecord()
-        shapes = {name: tuple(array.shape) for name, array in sent.items()}
-        transport = _transport(config) if kind == "pretrain" else Transport()
-        for arrays in (reply.arrays, reply.control):
-            egress.check(kind, arrays, reply.numbers, reply.texts, shapes, transport)
-    for name, arrays in (("arrays", reply.arrays), ("control", reply.control)):
+        egress.check(kind, reply.numbers, reply.texts)
+        egress.check_arrays(reply.arrays, None, {}, Transport())
+    everything: dict[str, NDArray[Any]] = {}
+    for part, arrays in reply.arrays.items():
         if arrays:
-            records[name] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
-    everything = {**reply.arrays, **{f"control/{name}": array for name, array in reply.control.items()}}
+            records[part] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
+        everything |= {key if part == "arrays" else f"{part}/{key}": array for key, array in arrays.items()}
     number = int(cast(int, config.get("round", 0)))
     came = next((content.config_records[name] for name in ("cut", "vocabulary") if name in content), None)
     asked = one_agreement.sizes_and_digest(came) if came is not None else None

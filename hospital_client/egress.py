@@ -10,13 +10,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared_model.federated_algorithm import Algorithm
 from shared_model.files import private_directory
 from shared_model.transport import Transport
 from shared_model.vocabulary_rules import MOST_CODES, is_code
@@ -32,10 +34,10 @@ ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),
     "vocabulary_remaining": re.compile("hospital|records"),
     "hello": re.compile(f"hospital|train|validation|test|{_LEAST}"),
-    "pretrain": re.compile(f"hospital|num-examples|loss|score-sum|control-is-new|{_LEAST}"),
+    "pretrain": re.compile(f"hospital|num-examples|loss|score-sum|{_LEAST}"),
     "tune": re.compile(f"hospital|{_METRIC}|{_LEAST}"),
 }
-"""The numbers that a reply of each kind may hold, by name."""
+"""The numbers that a reply of each kind may hold, by name; an algorithm's own come to those of a round."""
 ALLOWED_TEXTS = {"hello": {"vocabulary"}, "vocabulary_counts": {"vocabulary"}}
 """The texts: digests, never a code or an id."""
 ALLOWED_CODES = {"vocabulary_counts": {"diagnoses", "procedures"}, "vocabulary_remaining": {"names"}}
@@ -43,32 +45,46 @@ ALLOWED_CODES = {"vocabulary_counts": {"diagnoses", "procedures"}, "vocabulary_r
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def check(
-    kind: str,
-    arrays: Arrays,
-    numbers: Numbers,
-    texts: Texts,
+def check(kind: str, numbers: Numbers, texts: Texts, more: Collection[str] = ()) -> None:
+    """Refuse a reply whose numbers or texts are not those that its kind allows.
+
+    Args:
+        more: numbers that the message's algorithm has besides.
+
+    Raises:
+        ValueError: what is not allowed is named, not shown.
+    """
+    for name, number in numbers.items():
+        if not (ALLOWED_NUMBERS[kind].fullmatch(name) or name in more) or type(number) not in (int, float):
+            raise ValueError(f"a number '{name}' must not leave in a reply to '{kind}'")
+    for name, text in texts.items():
+        if name not in ALLOWED_TEXTS.get(kind, ()) or not _DIGEST.fullmatch(text):
+            raise ValueError(f"a text '{name}' must not leave in a reply to '{kind}'")
+
+
+def check_arrays(
+    arrays: Mapping[str, Arrays],
+    algorithm: Algorithm | None,
     shapes: Mapping[str, tuple[int, ...]],
     transport: Transport,
 ) -> None:
-    """Refuse a reply that holds anything but what its kind allows.
+    """Refuse arrays that are not those that an algorithm tells.
 
     Args:
+        arrays: by part.
+        algorithm: None where no array may leave.
         shapes: of the tensors that the message asked for.
         transport: how they are written.
 
     Raises:
         ValueError: what is not allowed is named, not shown.
     """
-    for name, array in arrays.items():
-        if not transport.may_leave(name, array, shapes):
-            raise ValueError(f"an array '{name}' must not leave in a reply to '{kind}'")
-    for name, number in numbers.items():
-        if not ALLOWED_NUMBERS[kind].fullmatch(name) or type(number) not in (int, float):
-            raise ValueError(f"a number '{name}' must not leave in a reply to '{kind}'")
-    for name, text in texts.items():
-        if name not in ALLOWED_TEXTS.get(kind, ()) or not _DIGEST.fullmatch(text):
-            raise ValueError(f"a text '{name}' must not leave in a reply to '{kind}'")
+    for part, of in arrays.items():
+        kind = None if algorithm is None else algorithm.tells.get(part)
+        written = transport if kind == "update" else replace(transport, changed_rows=False)
+        for name, array in of.items():
+            if kind is None or not written.may_leave(name, array, shapes):
+                raise ValueError(f"an array '{name}' of '{part}' must not leave")
 
 
 def check_agreement(kind: str, arrays: Arrays, codes: Codes, cut: Mapping[str, int], minimum: int) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
+from shared_model.algorithms import algorithm, algorithms
 from shared_model.errors import TemptError, printable
 from shared_model.files import replacing
 from shared_model.settings import Settings
@@ -54,11 +55,21 @@ _Least = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 _Switch = Annotated[bool, Field(strict=True)]
 
 
-class AcceptedRounds(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class _AcceptedRounds(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What a message of a round may hold beside settings."""
 
     local_epochs: _Range = Field((1, 20), description="passes over this hospital's training records in one round")
-    proximal_mu: _Range = Field((0, 10), description="mu of the strategy fedprox; 0 for all others")
+
+
+if TYPE_CHECKING:
+    AcceptedRounds = _AcceptedRounds
+else:  # and the numbers that the algorithms ask for
+    _ASKED = {number: of for name in algorithms() for number, of in algorithm(name).asks.items()}
+    AcceptedRounds = create_model(
+        "AcceptedRounds",
+        __base__=_AcceptedRounds,
+        **{name: (_Range, Field(of.accepted, description=of.description)) for name, of in _ASKED.items()},
+    )
 
 
 class AcceptedEncoder(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -166,14 +177,14 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             for value in [getattr(getattr(settings, stage), name)]
         )
 
-    def check_round(self, *, local_epochs: int, proximal_mu: float) -> None:
+    def check_round(self, asked: Mapping[str, float]) -> None:
         """Refuse a round's own numbers where they are not accepted.
 
         Raises:
             Refused: as for settings.
         """
-        asked = {"local_epochs": local_epochs, "proximal_mu": proximal_mu}
-        _check((f"rounds.{name}", asked[name], allowed) for name, allowed in self.rounds)
+        accepted = dict(self.rounds)
+        _check((f"rounds.{name}", value, accepted[name]) for name, value in asked.items())
 
     def changed(self) -> list[str]:
         """The keys whose values are not the defaults, as `name = value`."""

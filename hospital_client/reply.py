@@ -13,7 +13,7 @@ from hospital_client.policy import Policy
 
 _OF_TEST = re.compile(r".*\.(records|prauc|jaccard|f1|medications)")
 _OF_VALIDATION = re.compile(r"score-sum|.*\.best_epoch")
-_OF_TRAINING = re.compile("loss")
+_NOT_OF_TRAINING = re.compile("hospital|num-examples|score-sum|least-.*")
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Reply:
     """What is to leave the hospital.
 
     Attributes:
+        arrays: by record of the message and name.
         parts: the training, validation and test records that it stands on; these numbers do not leave.
     """
 
     numbers: Mapping[str, int | float]
-    arrays: Mapping[str, NDArray[np.generic]]
-    control: Mapping[str, NDArray[np.generic]]
+    arrays: Mapping[str, Mapping[str, NDArray[np.generic]]]
     texts: Mapping[str, str]
     codes: Mapping[str, list[str]] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -46,11 +46,12 @@ def without_too_few(kind: str, reply: Reply, policy: Policy) -> Reply:
     if kind == "hello":
         return replace(reply, numbers={**reply.numbers, **{f"least-{part}": of for part, of in least.items()}})
     few = {part for part, records in reply.parts.items() if records < least[part]}
-    of_few = [{"train": _OF_TRAINING, "validation": _OF_VALIDATION, "test": _OF_TEST}[part] for part in sorted(few)]
+    of_few = [of for part, of in (("validation", _OF_VALIDATION), ("test", _OF_TEST)) if part in few]
     numbers = {n: value for n, value in reply.numbers.items() if not any(of.fullmatch(n) for of in of_few)}
     numbers |= {f"least-{part}": least[part] for part in sorted(few)}
     if "train" not in few:
         return replace(reply, numbers=numbers)
+    numbers = {name: value for name, value in numbers.items() if _NOT_OF_TRAINING.fullmatch(name)}
     if "num-examples" in numbers:
         numbers["num-examples"] = 0
-    return replace(reply, numbers=numbers, arrays={}, control={})
+    return replace(reply, numbers=numbers, arrays={})

@@ -13,13 +13,13 @@ import torch
 from flwr.serverapp import Grid
 
 from server import exchange, rounds, tuning
-from server.control_variates import forget_contributions
+from server.contributions import forget_contributions
 from server.federation_settings import FederationSettings
 from server.told import Told
-from server.validation import Arrays
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.federated_algorithm import Arrays
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.pretraining import PretrainingNetwork, shared_parameters
 from shared_model.randomness import WHOLE_CONSORTIUM, generator

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from server.strategy import Aggregation, known_strategy
+from shared_model.algorithms import algorithm, chosen
 from shared_model.comma_lists import LARGEST
 from shared_model.errors import TemptError
 from shared_model.settings import MOST_EPOCHS
@@ -18,7 +18,7 @@ from shared_model.transport import Transport
 class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How rounds are run and updates are averaged."""
 
-    strategy: str = Field("fedavg", description="a strategy of Flower by name, or scaffold")
+    strategy: str = Field("fedavg", description="a federated algorithm by name")
     options: dict[str, float] = Field({}, description="the strategy's own")
     rounds: int | None = Field(
         None, ge=1, le=MOST_EPOCHS, description="at most; as many as give `pretraining.epochs` local epochs"
@@ -63,9 +63,9 @@ class FederationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     def _known(cls, value: Any, info: Any) -> Any:
         name = value if info.field_name == "strategy" else info.data.get("strategy")
         if name is not None and info.field_name == "options":
-            Aggregation(name, value)
+            chosen(name, value)
         elif info.field_name == "strategy":
-            known_strategy(value)
+            algorithm(value)
         return value
 
 

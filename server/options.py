@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-# Those of server/strategy.py, which needs Flower; a test compares them
-_STRATEGIES = ["fedadam", "fedavg", "fedavgm", "fedmedian", "fedprox", "fedtrimmedavg", "fedyogi", "krum", "scaffold"]
-Strategy = Annotated[str, typer.Option(help=f"How updates are averaged: {', '.join(_STRATEGIES)}.")]
+from shared_model.algorithms import algorithms
+from shared_model.errors import TemptError
+
+_known: tuple[str, ...] = ()
+with suppress(TemptError):  # of a file's name: whoever needs the algorithm is told
+    _known = algorithms()
+Strategy = Annotated[str, typer.Option(help=f"How updates are averaged: {', '.join(_known)}.")]
 StrategyOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the strategy, such as proximal_mu=0.01.")]
 LocalEpochs = Annotated[int, typer.Option(min=1, help="Passes over a hospital's records in a round.")]
 LocalOptimizer = Annotated[str, typer.Option(help="reset or keep: Adam's moments from round to round.")]

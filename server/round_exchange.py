@@ -13,21 +13,19 @@ from flwr.serverapp import Grid
 from server.exchange import Hospital, error_of, exchange, is_missing, least_of, lifetime, metrics_of, size_of, within
 from server.plain_message import array_record
 from server.round_state import RoundState
-from server.strategy import proximal_mu
-from server.validation import Arrays, BadNumbers, Rejected, control_of, count_of, number_of, update_of
+from server.validation import BadNumbers, Rejected, count_of, gradient_of, number_of, update_of
+from shared_model.federated_algorithm import Asked, Told
 from shared_model.pretraining import least_loss, slope
 
 _LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
 
 
-class _Answer(NamedTuple):
+class _Checked(NamedTuple):
     """What a hospital's reply to a round holds, once it is checked; no score where its policy has too few records."""
 
     score: float | None
-    loss: float
-    update: Arrays | None
-    control: Arrays
-    control_is_new: bool = False
+    loss: float = 0.0
+    told: Told | None = None
 
 
 @dataclass
@@ -39,11 +37,13 @@ class Came:
         score: summed over validation records, `scored` of them, as they count; of `unscored` none may be told.
         loss: summed over training records, `weight` of them, as they count.
         sound: replies that hold what they should.
+        gathered: of the algorithm, of those that were taken.
         taken: hospitals whose update was taken, with its weight.
         why_not: why a hospital's reply was not taken; of these `missing` did not answer, `bad` made no sound numbers.
     """
 
     doing: str
+    gathered: Any
     score: float = 0.0
     scored: int = 0
     unscored: int = 0
@@ -63,12 +63,12 @@ class Came:
 
 def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]) -> Came:
     """Ask for the last round's scores, and those who are asked to train for their updates."""
-    plan = state.plan
-    came = Came(f"round {number}" if asked else "the last round's score")
+    plan, algorithm = state.plan, state.chosen.algorithm
+    came = Came(f"round {number}" if asked else "the last round's score", algorithm.gather(state.state))
     scoring = state.selects and state.open_row is not None
     by_id = {h.hospital: h for h in state.hospitals if h.hospital in asked or (scoring and h.validation)}
-    messages = _messages(state, grid, list(by_id.values()), number, asked, scoring)
-    state.controls.begin()
+    what = algorithm.ask(state.state, state.chosen.options, state.exchange)
+    messages = _messages(state, what, grid, list(by_id.values()), number, asked, scoring)
     for hospital in [h for h in by_id if h not in messages]:
         state.parts[hospital].missed += 1
         came.why_not[hospital] = "it is not there"
@@ -85,7 +85,7 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
             came.missing.add(hospital)
             continue
         try:
-            answer = _checked(state, reply, expected, trains=hospital in asked, scores=scoring)
+            answer = _checked(state, what, reply, expected, trains=hospital in asked, scores=scoring)
         except Rejected as why:
             part.rejected.append(f"{came.doing}: {why}")
             came.why_not[hospital] = str(why)
@@ -98,30 +98,42 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
         elif scoring and answer.score is not None:
             part_counted = counts.validation / expected.validation if expected.validation else 1.0
             came.score, came.scored = came.score + answer.score * part_counted, came.scored + counts.validation
-        if answer.update is not None:
-            state.aggregation.add(answer.update, counts.train)
+        if answer.told is not None:
+            kept = algorithm.accept(came.gathered, answer.told)
+            if kept is not None:
+                state.contributions.keep(hospital, number, kept)
             came.loss, came.weight = came.loss + answer.loss * counts.train, came.weight + counts.train
             came.taken[hospital] = counts.train
-            since = part.taken[-1] if part.taken else 0
-            if answer.control:
-                share = counts.train / state.records
-                state.controls.take(hospital, number, answer.control, share, since=since, is_new=answer.control_is_new)
     return came
 
 
 def _messages(
-    state: RoundState, grid: Grid, hospitals: Sequence[Hospital], number: int, asked: Sequence[int], scoring: bool
+    state: RoundState,
+    what: Asked,
+    grid: Grid,
+    hospitals: Sequence[Hospital],
+    number: int,
+    asked: Sequence[int],
+    scoring: bool,
 ) -> dict[int, Message]:
     """A round's messages; they share the tensors that go out."""
     federation, lives = state.plan.federation, lifetime(state.plan.federation.timeout)
-    arrays = array_record(federation.encoding.encode(state.current))
-    c = state.controls.c
-    control = array_record(federation.encoding.encode(c)) if c else None
+    arrays = array_record(federation.encoding.encode(what.tensors))
+    more = {part: array_record(federation.encoding.encode(of)) for part, of in what.more.items()}
     found = {}
     for h in hospitals:
         if h.node is None:
             continue
         part, train = state.parts[h.hospital], h.hospital in asked
+        fixed: dict[str, bool | int | float | str | list[str]] = {
+            "algorithm": federation.strategy,
+            "exchange": state.exchange,
+            "first-epoch": (number - 1) * federation.local_epochs + 1,
+            "keep-optimizer": federation.local_optimizer == "keep",
+            "bfloat16": federation.encoding.bfloat16,
+            "changed-rows": federation.encoding.changed_rows,
+        }
+        fixed |= {f"asked.{name}": float(value) for name, value in what.numbers.items()}
         config = state.plan.config(
             round=number,
             train=train,
@@ -129,25 +141,17 @@ def _messages(
             epochs=federation.local_epochs,
             alone=len(state.hospitals) == 1,
             taken=part.taken[-1] if part.taken else 0,
-            **{
-                "first-epoch": (number - 1) * federation.local_epochs + 1,
-                "proximal-mu": proximal_mu(federation.strategy, federation.options),
-                "keep-optimizer": federation.local_optimizer == "keep",
-                "bfloat16": federation.encoding.bfloat16,
-                "changed-rows": federation.encoding.changed_rows,
-            },
+            **fixed,
         )
-        content: dict[str, Any] = {"arrays": arrays, "config": config}
-        if control is not None and train:
-            content["control"] = control
-        message = RecordDict(content)
+        message = RecordDict({"arrays": arrays, "config": config, **(more if train else {})})
         found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
     return found
 
 
-def _checked(state: RoundState, reply: Message, expected: Hospital, *, trains: bool, scores: bool) -> _Answer:
+def _checked(
+    state: RoundState, what: Asked, reply: Message, expected: Hospital, *, trains: bool, scores: bool
+) -> _Checked:
     """What a reply holds, if all of it is as it should be."""
-    federation, records = state.plan.federation, reply.content.array_records if reply.has_content() else {}
     metrics = metrics_of(reply, expected)
     if expected.train and (least := least_of(metrics, "train")):
         raise Rejected(f"has fewer than {least} training records, too few by its policy")
@@ -160,13 +164,30 @@ def _checked(state: RoundState, reply: Message, expected: Hospital, *, trains: b
     elif scores and expected.validation:
         score = number_of(metrics, "score-sum", least=0, most=expected.validation * (1 + 1e-6))
     if not trains:
-        return _Answer(score, 0.0, None, {})
+        return _Checked(score)
     pretraining = state.plan.settings.pretraining
     loss = number_of(metrics, "loss", least=least_loss(pretraining, expected.train), most=_LARGEST_LOSS)
+    return _Checked(score, loss, _told(state, what, reply, expected.hospital))
+
+
+def _told(state: RoundState, what: Asked, reply: Message, hospital: int) -> Told:
+    """The algorithm's part of a reply."""
+    algorithm, federation = state.chosen.algorithm, state.plan.federation
+    records = reply.content.array_records
     encoding, largest = federation.encoding, federation.largest_update
-    update = update_of(records.get("arrays"), state.current, encoding, largest)
-    if not state.controls.c:
-        return _Answer(score, loss, update, {})
-    control = control_of(records.get("control"), state.current, encoding, largest * slope(pretraining))
-    is_new = "control-is-new" in metrics and count_of(metrics, "control-is-new", most=1) == 1
-    return _Answer(score, loss, update, control, is_new)
+    arrays = {}
+    for part, kind in algorithm.tells.items():
+        if kind == "update":
+            arrays[part] = update_of(records.get(part), what.tensors, encoding, largest)
+        else:
+            steep = largest * slope(state.plan.settings.pretraining)
+            arrays[part] = gradient_of(part, records.get(part), what.tensors, encoding, steep)
+    metrics = reply.content.metric_records["metrics"]
+    numbers = {
+        name: count_of(metrics, name, least=least, most=most)
+        for name, (least, most) in algorithm.numbers.items()
+        if name in metrics
+    }
+    weight, taken = state.counts[hospital].train, state.parts[hospital].taken
+    before = state.contributions.of(hospital, taken[-1]) if algorithm.server_keeps and taken else None
+    return Told(arrays, numbers, weight, weight / state.records, before)

@@ -9,43 +9,50 @@ from typing import Any
 
 import torch
 
-from server.control_variates import ControlVariates
+from server.contributions import Contributions
 from server.exchange import Hospital, Plan
 from server.participation import Participation, drawn
-from server.step_back import LeftOut, Moved, part_of
-from server.strategy import Aggregation
-from server.validation import Arrays
+from server.step_back import LeftOut, Stand, arrays_of, state_of
 from server.weights import bounded, counted, in_words
 from shared_model import checkpoint
+from shared_model.algorithms import chosen
 from shared_model.errors import TemptError
+from shared_model.federated_algorithm import NOW, Arrays
 from shared_model.fitting import FitFiles
 from shared_model.training import Progress, most_epochs, out_of_patience, progress_of
+
+_MOST_AT_ONCE = 100
+"""Hospitals of a round whose answers may be held at once: 1.2 GB of a model of the paper's size."""
 
 
 class RoundState:
     """Where pretraining is: everything that the next round and a resumption need.
 
     Args:
-        files: the pretraining's; SCAFFOLD keeps beside them what hospitals contributed.
+        files: the pretraining's; beside them the server keeps what an algorithm keeps of each hospital.
     """
 
-    def __init__(
-        self, plan: Plan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles) -> None:
         self.plan, self.hospitals = plan, list(hospitals)
-        self.current: Arrays = dict(initial)
+        federation = plan.federation
+        self.chosen = chosen(federation.strategy, federation.options)
+        self.state = self.chosen.algorithm.begin(initial)
+        self.exchange = 0  # of the next round, of its algorithm's
+        self.contributions = Contributions(files, federation.strategy)
         self.best: Arrays = self.current
         self.progress = Progress()
         self.parts = {h.hospital: Participation() for h in hospitals}
         self.open_row: dict[str, Any] | None = None  # of the last round, until its score has come
-        self.before: Moved | None = None  # the last round, while it can be taken back
+        self.before: Stand | None = None  # before the last exchange, while it can be taken back
+        self.weights: dict[int, int] = {}  # of the answers that made it, by hospital
         self.left_out = LeftOut()
         self.ended = False
-        federation = plan.federation
-        self.aggregation = Aggregation(federation.strategy, federation.options)
-        scaffold = federation.strategy == "scaffold"
-        self.controls = ControlVariates(initial if scaffold else {}, files)
         self._agree()
+
+    @property
+    def current(self) -> Arrays:
+        """The shared tensors."""
+        return self.state[NOW]
 
     def _agree(self) -> None:
         """What follows from who takes part."""
@@ -59,7 +66,11 @@ class RoundState:
         expected = max(self.plan.expected, len(self.hospitals)) - sum(not h.train for h in self.hospitals)
         # Of the expected, not of those who happened to come: else fewer than the quorum could end a round
         self.drawn = max(1, round(federation.fraction * expected))
-        self.aggregation.check_number(len(self.drawn_in(1)))
+        if self.chosen.algorithm.holds_all and len(self.drawn_in(1)) > _MOST_AT_ONCE:
+            raise TemptError(
+                f"strategy '{self.chosen.name}' holds every update at once, at most {_MOST_AT_ONCE}, and "
+                f"{len(self.drawn_in(1))} hospitals train in a round; use a smaller fraction or another strategy"
+            )
 
     def drawn_in(self, number: int) -> list[int]:
         return drawn(self.hospitals, self.drawn, self.plan.seed, number)
@@ -88,32 +99,30 @@ class RoundState:
             }
         self.plan.told.hospitals(rows)
 
-    def moved(self) -> Moved:
-        return Moved(self.current, self.controls.c, self.aggregation.state(), self.progress.step)
+    def stand(self) -> Stand:
+        return Stand(self.state, self.progress.epoch, self.exchange, self.progress.step)
 
-    def take_back(self, to: Moved) -> None:
-        """Be where an aggregation began."""
-        federation = self.plan.federation
-        self.current, self.controls.c, self.progress.step = to.current, dict(to.control), to.step
-        self.aggregation = Aggregation(federation.strategy, federation.options)
-        self.aggregation.restore(to.moments)
+    def take_back(self, to: Stand) -> None:
+        """Stand there again."""
+        self.state, self.exchange = to.state, to.exchange
+        self.progress.epoch, self.progress.step = to.epoch, to.step
 
-    def made_of(self, number: int) -> dict[int, int]:
-        """The hospitals whose updates made a round that can be taken back, with their weights."""
-        if self.before is None or self.open_row is None:
+    def made(self) -> dict[int, int]:
+        """The hospitals whose answers made the last exchange, with their weights, if it can be taken back."""
+        if self.before is None or (self.before.epoch < self.progress.epoch and self.open_row is None):
             return {}
-        return {h: self.counts[h].train for h, part in self.parts.items() if part.taken[-1:] == [number]}
+        return self.weights
 
     def step_back(self, number: int) -> bool:
-        """Go back to the tensors before the last round's, without its heaviest update; whether that can be done."""
-        last = number - 1
-        weights, before = self.made_of(last), self.before
-        if before is None or not self.leave_out(last, weights, f"its tensors made no numbers in round {number}"):
+        """Go back to before the last exchange, without its heaviest answer; whether that can be done."""
+        weights, before = self.made(), self.before
+        why = f"its tensors made no numbers in round {number}"
+        if before is None or not self.leave_out(before.epoch + 1, weights, why):
             return False
+        if before.epoch < self.progress.epoch:
+            for hospital in weights:
+                self.parts[hospital].taken.remove(before.epoch + 1)
         self.take_back(before)
-        for hospital in weights:
-            self.parts[hospital].taken.remove(last)
-        self.progress.epoch = last - 1
         self.before = self.open_row = None
         return True
 
@@ -135,12 +144,8 @@ class RoundState:
         row, progress = self.open_row, self.progress
         if row is None:
             return None
-        if self.selects:
-            better = score is not None and (progress.best_score is None or score > progress.best_score)
-        else:
-            better = True
-        if better or progress.best_score is None:
-            progress.best_epoch, progress.best_step, progress.best_score = progress.epoch, progress.step, score
+        better = progress.take(score, selects=self.selects)
+        if progress.best_epoch == progress.epoch:
             self.best = self.current
         row = {key: row[key] for key in ("epoch", "step", "loss")} | {"score": score, "best": better} | row
         progress.history.append(row)
@@ -149,13 +154,13 @@ class RoundState:
         return row
 
     def save(self, path: Path) -> None:
-        tensors = self.moved().tensors()
+        tensors = self.stand().tensors()
         if self.best is not self.current:
             tensors |= {f"best.{name}": torch.from_numpy(array) for name, array in self.best.items()}
-        before_is_best = self.before is not None and self.before.current is self.best  # as it mostly is
+        before_is_best = self.before is not None and self.before.state[NOW] is self.best  # as it mostly is
         if self.before is not None:
-            moved = replace(self.before, current={}) if before_is_best else self.before
-            tensors |= moved.tensors("before.")
+            others = {part: of for part, of in self.before.state.items() if part != NOW or not before_is_best}
+            tensors |= replace(self.before, state=others).tensors("before.")
         about = {
             "experiment": self.plan.experiment,
             "hospitals": [asdict(replace(h, node=None)) for h in self.hospitals],
@@ -163,29 +168,31 @@ class RoundState:
             "parts": {str(h): asdict(part) for h, part in self.parts.items()},
             "row": self.open_row,
             "ended": self.ended,
-            "before": None if self.before is None else {"step": self.before.step, "is_best": before_is_best},
+            "before": None if self.before is None else self.before.about() | {"is_best": before_is_best},
+            "weights": {str(h): weight for h, weight in self.weights.items()},
             "left_out": asdict(self.left_out),
+            "exchange": self.exchange,
         }
         checkpoint.save(path, tensors, about, durable=False)
-        self.controls.prune({h: part.taken for h, part in self.parts.items()})
+        if self.chosen.algorithm.server_keeps:
+            self.contributions.prune({h: part.taken for h, part in self.parts.items()})
 
     def restore(self, path: Path) -> None:
         tensors, about = checkpoint.load(path)
-        like = self.moved()
+        like = self.state
         try:
             if about["experiment"] != self.plan.experiment:
                 raise KeyError("its settings differ")
             self.progress = progress_of(about["progress"])
-            self.take_back(Moved.of(tensors, self.progress.step, like))
+            self.state, self.exchange = state_of(tensors, like), int(about["exchange"])
             there = any(name.startswith("best.") for name in tensors)
-            self.best = part_of(tensors, "best.", self.current) if there else self.current
-            if (before := about.get("before")) is not None:
-                if before["is_best"]:
-                    like = replace(like, current={})
-                self.before = Moved.of(tensors, int(before["step"]), like, "before.")
-                if before["is_best"]:
-                    self.before = replace(self.before, current=self.best)
-            self.left_out = LeftOut(**about.get("left_out", {}))
+            self.best = arrays_of(tensors, "best.", self.current) if there else self.current
+            if (before := about["before"]) is not None:
+                best = {NOW: self.best} if before.pop("is_best") else {}
+                others = {part: names for part, names in like.items() if part not in best}
+                self.before = Stand(best | state_of(tensors, others, "before."), **before)
+            self.weights = {int(h): weight for h, weight in about["weights"].items()}
+            self.left_out = LeftOut(**about["left_out"])
             nodes = {h.hospital: h.node for h in self.hospitals}
             agreed = [Hospital(**content) for content in about["hospitals"]]
             self.hospitals = [replace(h, node=nodes.get(h.hospital)) for h in agreed]
@@ -193,5 +200,6 @@ class RoundState:
             self.open_row, self.ended = about["row"], about["ended"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to begin again") from None
-        self.controls.check({h: part.taken for h, part in self.parts.items()})
+        if self.chosen.algorithm.server_keeps:
+            self.contributions.check({h: part.taken for h, part in self.parts.items()})
         self._agree()

@@ -1,8 +1,8 @@
 """Federated pretraining over any Flower Grid (Algorithm 1, lines 1-7, federated).
 
-A round is one exchange. Every hospital first scores the tensors that come in, which is the validation of the round
-before; those that were drawn then train. So a federation sends one message more than it has rounds, and none for
-validation alone.
+A round is one exchange, or as many as its algorithm has. In the first every hospital scores the tensors that come in,
+which is the validation of the round before; those that were drawn then do what the algorithm asks for. So a federation
+sends one message more than it has exchanges, and none for validation alone.
 
 If most hospitals can do nothing with the tensors that came in, these are bad. Then a step is taken back, to the tensors
 before them, and their round is done again without its heaviest update.
@@ -20,11 +20,12 @@ import torch
 from flwr.serverapp import Grid
 
 from server.exchange import Hospital, Plan, come_back
+from server.flower_strategies import finish
 from server.round_exchange import Came, exchange_of
 from server.round_state import RoundState
-from server.validation import Arrays
 from shared_model import checkpoint
 from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.federated_algorithm import Arrays, State
 from shared_model.files import private_directory
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.training import progress_of
@@ -93,6 +94,7 @@ class _Rounds(RoundState):
     """How pretraining goes on from where it is."""
 
     _below: tuple[TooFewHospitals, int] | None = None  # the last exchange left its round so; hospitals needed
+    _seconds = 0.0  # that the round has taken so far
     _wait_until: float | None = None  # for hospitals to come back, since this round was first below
 
     def go_on(self) -> bool:
@@ -112,7 +114,9 @@ class _Rounds(RoundState):
         enough = came.scored >= federation.needed(self.validation - came.unscored)
         if asked and len(came.taken) < needed:
             who = next((f"hospital {h}: {why}" for h, why in came.why_not.items() if h in asked), "no others take part")
-            whose = self.left_out.in_words(number - 1, self.made_of(number - 1)) if came.blames_the_tensors else ""
+            whose = ""
+            if came.blames_the_tensors and self.before is not None:
+                whose = self.left_out.in_words(self.before.epoch + 1, self.made())
             why_below = TooFewHospitals(
                 f"round {number}: the updates of {len(came.taken)} of {self.drawn} hospitals could be taken, "
                 f"the quorum is {federation.quorum:g}; {who}{whose}"
@@ -121,11 +125,10 @@ class _Rounds(RoundState):
         if fails and came.blames_the_tensors and self.step_back(number):
             self._wait_until = None
             return None
-        if why_below is not None:
-            self.aggregation.forget()
-            if federation.timeout is not None and len(came.taken) + len(came.missing.intersection(asked)) >= needed:
-                self._below = why_below, needed
-                return None  # the last round is scored anew, too
+        can_wait = federation.timeout is not None and len(came.taken) + len(came.missing.intersection(asked)) >= needed
+        if why_below is not None and can_wait:
+            self._below = why_below, needed
+            return None  # the last round is scored anew, too
         row = self.close_row(came.score / came.scored if came.scored and enough else None)
         if self.ended or not asked:
             self.ended = True
@@ -133,15 +136,16 @@ class _Rounds(RoundState):
         if why_below is not None:
             raise why_below
         self._wait_until = None
-        if not self._move(number, came):
-            return row
-        self.open_row = {
-            "epoch": number,
-            "step": self.progress.step,
-            "loss": came.loss / came.weight,
-            "hospitals": len(came.taken),
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        is_done, self._seconds = self._move(number, came), self._seconds + time.monotonic() - began
+        if is_done:
+            self.open_row = {
+                "epoch": number,
+                "step": self.progress.step,
+                "loss": came.loss / came.weight,
+                "hospitals": len(came.taken),
+                "seconds": round(self._seconds, 3),
+            }
+            self._seconds = 0.0
         return row
 
     def wait_for_more(self, grid: Grid) -> None:
@@ -163,17 +167,17 @@ class _Rounds(RoundState):
             raise why
 
     def _move(self, number: int, came: Came) -> bool:
-        """The next shared tensors are made of the updates; whether they are, else a round without its heaviest one.
+        """The next state is made of the answers; whether the round is done with that.
+
+        If it is no number because of one answer, this exchange is to be done again without the heaviest.
 
         Raises:
-            TemptError: the strategy left what is no number, and not because of one update.
+            TemptError: the strategy left what is no number, and not because of one answer.
         """
-        federation = self.plan.federation
-        before = self.moved()
-        current = self.aggregation.finish(number, self.current)
-        for name, array in current.items():
+        federation, begun = self.plan.federation, self.stand()
+        state = self._finish(number, came.gathered)
+        for name, array in ((name, array) for part in state.values() for name, array in part.items()):
             if not np.isfinite(array).all():
-                self.take_back(before)
                 what = f"{federation.strategy} left NaN or infinity in tensor {name}"
                 if self.leave_out(number, came.taken, what):
                     return False
@@ -182,11 +186,19 @@ class _Rounds(RoundState):
                     f"round {number}: {what}; choose other options ({options or 'the defaults'} now)"
                     f"{self.left_out.in_words(number, came.taken)}"
                 )
-        self.before, self.current = before, current
-        self.controls.finish()
+        self.before, self.state, self.weights = begun, state, dict(came.taken)
+        self.exchange = (self.exchange + 1) % self.chosen.algorithm.exchanges
+        if self.exchange:
+            return False
         for hospital in came.taken:
             self.parts[hospital].taken.append(number)
         self.progress.epoch = number
         steps = -(-came.weight // self.plan.settings.pretraining.batch_size)
         self.progress.step += federation.local_epochs * steps
         return True
+
+    def _finish(self, number: int, gathered: Any) -> State:
+        algorithm, options = self.chosen.algorithm, self.chosen.options
+        if algorithm.finish is None:
+            return finish(self.chosen, self.state, gathered, number)
+        return algorithm.finish(self.state, gathered, options, number, self.exchange)

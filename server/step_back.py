@@ -1,69 +1,72 @@
-"""A step back: what an aggregation moves, so that it can be taken back, and whose updates are left out then."""
+"""A step back: where a federation stood before a round, and whose updates are left out when it is done again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.validation import Arrays
+from shared_model.federated_algorithm import Arrays, State
 
 _MOST_LEFT_OUT = 3
 """Updates of one round that are left out, one after the other: each costs the round anew."""
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What an aggregation moves.
+class Stand:
+    """Where a federation stands between two exchanges.
 
     Attributes:
-        current: the shared tensors.
-        control: c of SCAFFOLD, else empty.
-        moments: the server optimizer's.
+        epoch: rounds that are done.
+        exchange: of the round that comes next.
         step: local steps that were taken in all.
     """
 
-    current: Arrays
-    control: Arrays
-    moments: Mapping[str, NDArray[np.generic]]
+    state: State
+    epoch: int
+    exchange: int
     step: int
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """For a checkpoint, under names that begin with the prefix."""
-        parts = (("now", self.current), ("control", self.control), ("server", self.moments))
-        named = {f"{prefix}{part}.{name}": array for part, arrays in parts for name, array in arrays.items()}
+        named = {f"{prefix}{part}.{name}": array for part, of in self.state.items() for name, array in of.items()}
         return {name: torch.from_numpy(np.asarray(array)) for name, array in named.items()}
 
-    @staticmethod
-    def of(tensors: Mapping[str, Tensor], step: int, like: Moved, prefix: str = "") -> Moved:
-        """What `tensors` gave.
-
-        Args:
-            like: has the same names.
-
-        Raises:
-            KeyError: one is missing.
-        """
-        server = f"{prefix}server."
-        return Moved(
-            part_of(tensors, f"{prefix}now.", like.current),
-            part_of(tensors, f"{prefix}control.", like.control),
-            {name.removeprefix(server): t.numpy() for name, t in tensors.items() if name.startswith(server)},
-            step,
-        )
+    def about(self) -> dict[str, int]:
+        """The same, of what is no tensor."""
+        return {"epoch": self.epoch, "exchange": self.exchange, "step": self.step}
 
 
-def part_of(tensors: Mapping[str, Tensor], prefix: str, like: Arrays) -> Arrays:
+def state_of(tensors: Mapping[str, Tensor], like: State, prefix: str = "") -> State:
+    """What `Stand.tensors` gave.
+
+    Args:
+        like: has the same parts; one that begins empty may hold anything.
+
+    Raises:
+        KeyError: an array is missing.
+    """
+    return {part: _part_of(tensors, f"{prefix}{part}.", names) for part, names in like.items()}
+
+
+def arrays_of(tensors: Mapping[str, Tensor], prefix: str, like: Iterable[str]) -> Arrays:
     """The arrays of a checkpoint whose names begin with a prefix.
 
     Raises:
         KeyError: one is missing.
     """
     return {name: np.asarray(tensors[f"{prefix}{name}"].numpy(), dtype=np.float32) for name in like}
+
+
+def _part_of(tensors: Mapping[str, Tensor], prefix: str, like: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    if like:
+        return dict(arrays_of(tensors, prefix, like))
+    return {name.removeprefix(prefix): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass

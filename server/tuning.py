@@ -23,7 +23,8 @@ from server.exchange import (
     within,
 )
 from server.plain_message import array_record
-from server.validation import Arrays, Rejected, count_of, number_of
+from server.validation import Rejected, count_of, number_of
+from shared_model.federated_algorithm import Arrays
 from shared_model.file_forms import Form, read_form
 from shared_model.files import private_directory, write_json
 

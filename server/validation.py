@@ -13,11 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from shared_model.errors import printable
+from shared_model.federated_algorithm import Arrays
 from shared_model.transport import Transport
 from shared_model.vocabulary_rules import MOST_CHARACTERS, MOST_CODES, is_code
 
 Float32 = NDArray[np.float32]
-Arrays = dict[str, Float32]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 _HEAD_BYTES = 4096  # at most, of an array in NumPy's format
@@ -108,22 +108,23 @@ def update_of(record: ArrayRecord | None, current: Arrays, transport: Transport,
     return update
 
 
-def control_of(record: ArrayRecord | None, current: Arrays, transport: Transport, largest: float) -> Arrays:
-    """What a hospital's control variate has moved by: the shared tensors' names and shapes, finite, not too far.
+def gradient_of(what: str, record: ArrayRecord | None, current: Arrays, transport: Transport, largest: float) -> Arrays:
+    """A sum or mean of gradients: the shared tensors' names and shapes, finite, not too large.
 
     Args:
-        largest: norm of the movement, in norms of the shared tensors.
+        what: names it.
+        largest: its norm, in norms of the shared tensors.
 
     Raises:
         Rejected: something else came.
     """
-    with _reading("the control variate"):
+    with _reading(f"the {what}"):
         try:
-            control = transport.decode(arrays_of(record, _most_bytes(current)), current)
+            gradient = transport.decode(arrays_of(record, _most_bytes(current)), current)
         except ValueError as wrong:
-            raise Rejected(f"control variate: {wrong}") from None
-        _check("the control variate", {name: (array, None) for name, array in control.items()}, current, largest)
-    return control
+            raise Rejected(f"the {what}: {wrong}") from None
+        _check(f"the {what}", {name: (array, None) for name, array in gradient.items()}, current, largest)
+    return gradient
 
 
 @contextmanager

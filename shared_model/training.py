@@ -59,6 +59,18 @@ class Progress:
     best_score: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def take(self, score: float | None, *, selects: bool) -> bool:
+        """Take the score of the epoch that was done last; whether it is the best so far.
+
+        Args:
+            score: None for one that could not be had: then the epoch stands in for the best only until there is one.
+            selects: whether scores select; else the last epoch is the best.
+        """
+        better = not selects or (score is not None and (self.best_score is None or score > self.best_score))
+        if better or self.best_score is None:
+            self.best_epoch, self.best_step, self.best_score = self.epoch, self.step, score
+        return better
+
 
 def progress_of(about: Any) -> Progress:
     """The progress that a checkpoint holds.
@@ -126,11 +138,9 @@ def train(
         score = score_of(task) if selects else None
         progress.epoch = epoch
         progress.step += steps_an_epoch
-        better = score is None or progress.best_score is None or score > progress.best_score
-        if better:
-            progress.best_epoch, progress.best_step, progress.best_score = epoch, progress.step, score
-            if selects:
-                best = copied(state_of(task.module))
+        better = progress.take(score, selects=selects)
+        if better and selects:
+            best = copied(state_of(task.module))
         seconds = time.monotonic() - began
         row = {
             "epoch": epoch,

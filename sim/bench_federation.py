@@ -34,8 +34,8 @@ from hospital_client.partition import read_partition
 from server import exchange, rounds
 from server.federation import Federation
 from server.federation_settings import FederationSettings
-from server.validation import Arrays
 from shared_model import checkpoint
+from shared_model.federated_algorithm import Arrays
 from shared_model.files import write_json
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.lines import say, tell
@@ -92,9 +92,7 @@ def plain_loop(data: Path, hospitals: Sequence[int], initial: Arrays) -> tuple[f
     def local_of(hospital: int) -> LocalPretraining:
         return LocalPretraining(read_partition(data, hospital), network, SETTINGS.pretraining, SEED)
 
-    local_of(hospitals[0]).train(
-        current, LocalWork(1, 1, hospitals[0])
-    )  # what a process's first step costs is nobody's
+    local_of(hospitals[0]).begin(current, LocalWork(1, 1, hospitals[0])).epochs()  # a process's first step is nobody's
     began = time.perf_counter()
     locals_ = [local_of(hospital) for hospital in hospitals]
     seconds = time.perf_counter() - began
@@ -105,12 +103,16 @@ def plain_loop(data: Path, hospitals: Sequence[int], initial: Arrays) -> tuple[f
             began = time.perf_counter()
             if number > 1:
                 local.score_sum(current)
-            update = local.train(current, LocalWork(number, 1, hospital)) if number <= _ROUNDS else None
+            update = None
+            if number <= _ROUNDS:
+                begun = local.begin(current, LocalWork(number, 1, hospital))
+                begun.epochs()
+                update = begun.tensors()
             seconds += time.perf_counter() - began
             if update is not None:
-                weight += update.records
-                for name, tensor in update.tensors.items():
-                    total[name] += tensor.double() * update.records
+                weight += local.records
+                for name, tensor in update.items():
+                    total[name] += tensor.double() * local.records
         if number <= _ROUNDS:
             current = {name: (tensor / weight).float() for name, tensor in total.items()}
     return seconds, {name: tensor.numpy() for name, tensor in current.items()}

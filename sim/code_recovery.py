@@ -35,9 +35,10 @@ def recovered(partition: Partition, settings: Settings, seed: int, epochs: int) 
     shared = {name: torch.from_numpy(array) for name, array in whole.initial(seed).items()}
     network = PretrainingNetwork(settings.encoder, partition.rows, torch.Generator().manual_seed(0))
     local = LocalPretraining(partition, network, settings.pretraining, seed)
-    update = local.train(shared, LocalWork(1, epochs, partition.hospital))
+    begun = local.begin(shared, LocalWork(1, epochs, partition.hospital))
+    begun.epochs()
     name = "encoder.embedding"
-    moved = np.flatnonzero((update.tensors[name] != shared[name]).any(1).numpy())
+    moved = np.flatnonzero((begun.tensors()[name] != shared[name]).any(1).numpy())
     train = partition.split(seed).train
     has = {code + FIRST_DIAGNOSIS for code in train.diagnoses.codes.tolist()}
     has |= {code + partition.rows.first_procedure for code in train.procedures.codes.tolist()}

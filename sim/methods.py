@@ -8,8 +8,9 @@ from functools import cache
 from typing import Literal, cast
 
 import sim.baselines
-from shared_model.adaptation import adaptation, adaptations, names_of_files
+from shared_model.adaptation import adaptation, adaptations
 from shared_model.errors import TemptError, unknown
+from shared_model.found_files import names_of_files
 from shared_model.recommendation import Method
 
 Mode = Literal["centralized", "federated", "local"]

@@ -50,8 +50,9 @@ def test_files_when_named_say_what_they_hold() -> None:
 
 
 def test_public_functions_and_classes_of_shared_model_have_docstrings() -> None:
-    # fit and probabilities of a method are described once, in shared_model/recommendation.py
+    # described once, in shared_model/recommendation.py and shared_model/federated_algorithm.py
     contract = {("adaptation", "fit"), ("adaptation", "probabilities")}
+    contract |= {("algorithms", name) for name in ("begin", "ask", "local", "gather", "accept", "finish")}
     silent = [
         f"{_name(path)}: {node.name}"
         for path in SHARED_MODEL

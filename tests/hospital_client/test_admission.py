@@ -30,8 +30,15 @@ ENOUGH, FEW = 3, 8
 DATASET = consortium.make_dataset(consortium.make_records({ENOUGH: 53, FEW: 10, 21: 4}))  # 42/5/6, 8/1/1, 3/0/1
 INITIAL = initial_tensors(consortium.settings(), DATASET, 42)
 ROUND = {
-    **{"train": True, "score": True, "epochs": 1, "alone": False, "taken": 0, "first-epoch": 1, "proximal-mu": 0.0},
-    **{"keep-optimizer": False, "bfloat16": False, "changed-rows": False, "round": 1},
+    **{"train": True, "score": True, "epochs": 1, "alone": False, "taken": 0, "first-epoch": 1},
+    **{
+        "algorithm": "fedavg",
+        "exchange": 0,
+        "keep-optimizer": False,
+        "bfloat16": False,
+        "changed-rows": False,
+        "round": 1,
+    },
 }
 TUNING = {"models": ["finetune-freeze"], "save-scores": False}
 
@@ -58,6 +65,7 @@ def sent(place: Place, kind: str, arrays: Arrays | None = None, *, control: bool
     config = {"experiment": "x", "seed": 42, "vocabulary": DATASET.vocabulary.digest, "limit": 0.0}
     config["settings"] = consortium.settings(**more.pop("settings", {})).model_dump_json()
     own: dict[str, Any] = {"pretrain": ROUND, "tune": TUNING}.get(kind, {})
+    own = own | ({"algorithm": "scaffold"} if control else {})
     records: dict[str, Any] = {"config": ConfigRecord(config | own | more)}
     if kind != "hello":
         records["arrays"] = array_record(INITIAL if arrays is None else arrays)
@@ -109,8 +117,8 @@ def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospita
     [
         ({"epochs": 21}, "rounds.local_epochs is 21, accepted 1 to 20"),
         ({"epochs": 0}, "rounds.local_epochs is 0"),
-        ({"proximal-mu": -1.0}, "rounds.proximal_mu is -1, accepted 0 to 10"),
-        ({"proximal-mu": float("nan")}, "rounds.proximal_mu is nan"),
+        ({"algorithm": "fedprox", "asked.proximal_mu": -1.0}, "rounds.proximal_mu is -1, accepted 0 to 10"),
+        ({"algorithm": "fedprox", "asked.proximal_mu": float("nan")}, "rounds.proximal_mu is nan"),
     ],
 )
 def test_a_rounds_own_numbers_are_bound(place: Place, more: Mapping[str, Any], named: str) -> None:

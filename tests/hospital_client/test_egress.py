@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from shared_model import checkpoint
+from shared_model.algorithms import algorithm
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.transport import Transport
 from sim.inprocess_grid import InProcessGrid
@@ -60,7 +61,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Message], Path
 @pytest.mark.parametrize("model", ["tempt", "p-tuning-1", "p-tuning-2", "lora8", "LoRA", "a-1-b", "finetune-freeze"])
 def test_metrics_of_a_model_of_any_name_may_leave_and_nothing_else_of_it(model: str) -> None:
     def check(name: str) -> None:
-        egress.check("tune", {}, {name: 0.5}, {}, {}, Transport())
+        egress.check("tune", {name: 0.5}, {})
 
     for name in ("records", "prauc", "jaccard", "f1", "medications", "best_epoch", "seconds.fit", "seconds.evaluation"):
         check(f"{model}.{name}")
@@ -171,30 +172,52 @@ def test_half_a_line_that_a_killed_process_left_is_written_anew(tmp_path: Path) 
 
 
 GOOD = {"encoder.embedding": np.zeros((3, 2), np.float32)}
+ROWS = {"encoder.embedding": np.zeros((1, 2), np.float32), "encoder.embedding/rows": np.zeros(1, np.int32)}
 MAY = {"encoder.embedding": (3, 2)}
 
 
 @pytest.mark.parametrize(
-    ("kind", "arrays", "numbers", "texts", "named"),
+    ("kind", "numbers", "texts", "named"),
     [
-        ("pretrain", {"prompts": np.zeros(2, np.float32)}, {}, {}, "prompts"),
-        ("pretrain", {"encoder.embedding": np.zeros((3, 2))}, {}, {}, "encoder.embedding"),
-        ("pretrain", {"encoder.embedding": np.zeros((4, 2), np.float32)}, {}, {}, "encoder.embedding"),
-        ("pretrain", GOOD, {"stay": 7}, {}, "stay"),
-        ("pretrain", GOOD, {"loss": [0.1, 0.2]}, {}, "loss"),
-        ("pretrain", GOOD, {}, {"vocabulary": "0" * 64}, "vocabulary"),
-        ("hello", {}, {}, {"vocabulary": "428.9, I50.0"}, "vocabulary"),
-        ("hello", {}, {}, {"name": "0" * 64}, "name"),
-        ("tune", {}, {"tempt.scores": 0.5}, {}, "tempt.scores"),
-        ("tune", {}, {"tempt.prauc.428": 0.5}, {}, "tempt.prauc.428"),
+        ("pretrain", {"stay": 7}, {}, "stay"),
+        ("pretrain", {"loss": [0.1, 0.2]}, {}, "loss"),
+        ("pretrain", {"control-is-new": 1}, {}, "control-is-new"),
+        ("pretrain", {}, {"vocabulary": "0" * 64}, "vocabulary"),
+        ("hello", {}, {"vocabulary": "428.9, I50.0"}, "vocabulary"),
+        ("hello", {}, {"name": "0" * 64}, "name"),
+        ("tune", {"tempt.scores": 0.5}, {}, "tempt.scores"),
+        ("tune", {"tempt.prauc.428": 0.5}, {}, "tempt.prauc.428"),
     ],
 )
 def test_what_a_kind_does_not_allow_never_leaves(
-    kind: str, arrays: egress.Arrays, numbers: egress.Numbers, texts: egress.Texts, named: str
+    kind: str, numbers: egress.Numbers, texts: egress.Texts, named: str
 ) -> None:
-    egress.check("pretrain", GOOD, {"loss": 0.5, "hospital": 3}, {}, MAY, Transport())
+    egress.check("pretrain", {"loss": 0.5, "hospital": 3}, {})
+    egress.check("pretrain", {"loss": 0.5, "control-is-new": 1}, {}, algorithm("scaffold").numbers)
     with pytest.raises(ValueError, match=named):
-        egress.check(kind, arrays, numbers, texts, MAY, Transport())
+        egress.check(kind, numbers, texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "named"),
+    [
+        ("fedavg", {"arrays": {"prompts": np.zeros(2, np.float32)}}, "prompts"),
+        ("fedavg", {"arrays": {"encoder.embedding": np.zeros((3, 2))}}, "encoder.embedding"),
+        ("fedavg", {"arrays": {"encoder.embedding": np.zeros((4, 2), np.float32)}}, "encoder.embedding"),
+        ("fedavg", {"arrays": GOOD, "control": GOOD}, "'control'"),
+        ("scaffold", {"arrays": ROWS, "control": ROWS}, "'control'"),
+        (None, {"arrays": GOOD}, "'arrays'"),
+    ],
+)
+def test_arrays_that_an_algorithm_does_not_tell_never_leave(
+    name: str | None, arrays: Mapping[str, egress.Arrays], named: str
+) -> None:
+    written = Transport(changed_rows=True)
+    egress.check_arrays({"arrays": ROWS}, algorithm("fedavg"), MAY, written)
+    egress.check_arrays({"arrays": ROWS, "control": GOOD}, algorithm("scaffold"), MAY, written)
+    found = None if name is None else algorithm(name)
+    with pytest.raises(ValueError, match=f"{named}.* must not leave"):
+        egress.check_arrays(arrays, found, MAY, written)
 
 
 COUNTED = {

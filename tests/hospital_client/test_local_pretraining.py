@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from hospital_client import app
-from hospital_client.local_pretraining import LocalPretraining, LocalWork, _Gradients, _Proximal
+from hospital_client.local_pretraining import LocalPretraining, LocalRound, LocalWork, _WithTerm
 from hospital_client.partition import Partition, read_partition
 from server.plain_message import plain_message
+from shared_model.algorithms import algorithm, algorithms, scaffold
 from shared_model.errors import TemptError
+from shared_model.federated_algorithm import Answer, AskedHere
 from shared_model.pretraining import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.settings import Settings
@@ -43,6 +46,28 @@ def local(settings: Settings = SETTINGS) -> LocalPretraining:
     return LocalPretraining(partition(), network(), settings.pretraining, 42)
 
 
+ONE = LocalWork(1, 1, HOSPITAL)
+
+
+def asked(more: Mapping[str, Tensors] | None = None, last_taken: int = 0, **numbers: float) -> AskedHere:
+    return AskedHere(more or {}, numbers, 0, last_taken)
+
+
+def trained(
+    name: str,
+    work: LocalWork = ONE,
+    came: AskedHere | None = None,
+    kept: Tensors | None = None,
+    start: Tensors | None = None,
+    hospital: LocalPretraining | None = None,
+    **numbers: float,
+) -> tuple[Tensors, Answer, Tensors]:
+    """What a round of an algorithm leaves: the shared tensors, all that is told, and what is kept."""
+    begun = (hospital or local()).begin(start or shared(), work)
+    answer, to_keep = algorithm(name).local(begun, came or asked(**numbers), kept)
+    return dict(answer.arrays["arrays"]), answer, dict(to_keep)
+
+
 def apart(one: Tensors, other: Tensors) -> float:
     return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
 
@@ -54,8 +79,20 @@ def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_from_the_sta
     module = network()
     split = partition().split(42)
     base = PretrainingTask(module, split.train, split.validation, SETTINGS.pretraining, seed=42)
-    task = _Proximal(base, 3.0)
     index = torch.arange(5)
+    terms: list[Callable[[], torch.Tensor] | None] = []
+
+    class Model(LocalRound):
+        def epochs(self, *, term: Callable[[], torch.Tensor] | None = None, **_: Any) -> float:
+            terms.append(term)
+            return 0.0
+
+    model = Model(base, dict(module.named_parameters()), torch.optim.Adam(module.parameters()), ONE, 5, 42)
+    algorithm("fedprox").local(model, asked(proximal_mu=3.0), None)
+    algorithm("fedprox").local(model, asked(proximal_mu=0.0), None)
+    term, without = terms
+    assert term is not None and without is None
+    task = _WithTerm(base, term)
 
     def draws() -> torch.Generator:
         return generator(torch.device("cpu"), 1, "test", 0)
@@ -70,7 +107,9 @@ def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_from_the_sta
 
 
 def test_the_stronger_the_proximal_term_the_nearer_an_update_stays() -> None:
-    moved = [apart(local().train(shared(), LocalWork(1, 6, HOSPITAL, mu)).tensors, shared()) for mu in (0.0, 1.0, 50.0)]
+    moved = [
+        apart(trained("fedprox", LocalWork(1, 6, HOSPITAL), proximal_mu=mu)[0], shared()) for mu in (0.0, 1.0, 50.0)
+    ]
     assert moved[0] > moved[1] > moved[2] > 0
 
 
@@ -79,17 +118,40 @@ def test_the_stronger_the_proximal_term_the_nearer_an_update_stays() -> None:
 
 def test_each_step_goes_along_the_corrected_gradient_and_the_mean_is_of_the_raw_ones() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    gradients = _Gradients(optimizer, {"w": weight}, {"w": torch.tensor([0.5, 0.25])})
+    c, own = torch.tensor([0.75, 0.5]), torch.tensor([0.25, 0.25])
     expected, raw = weight.detach().clone(), []
-    for _ in range(3):
-        optimizer.zero_grad()
-        weight.square().sum().backward()
-        raw.append(2 * expected)
-        expected = expected - 0.1 * (2 * expected + torch.tensor([0.5, 0.25]))
-        optimizer.step()
-        assert weight.detach() == pytest.approx(expected)
-    assert gradients.mean(3)["w"] == pytest.approx(torch.stack(raw).mean(0))
+
+    class Squares:
+        """Three steps of plain gradient descent on the sum of squares."""
+
+        task: Any = None
+        parameters: Mapping[str, torch.nn.Parameter] = {"w": weight}
+        steps = 3
+
+        def epochs(self, *, before_step: Callable[[], None], term: None = None) -> float:
+            nonlocal expected
+            for _ in range(3):
+                weight.grad = None
+                weight.square().sum().backward()
+                before_step()
+                raw.append(2 * expected)
+                expected = expected - 0.1 * (2 * expected + c - own)
+                with torch.no_grad():
+                    weight.sub_(0.1 * weight.grad)
+                assert weight.detach() == pytest.approx(expected)
+            return 0.5
+
+        def tensors(self) -> Tensors:
+            return {"w": weight.detach().clone()}
+
+    answer, kept = scaffold.local(Squares(), asked({"control": {"w": c}}, last_taken=1), {"control.w": own})
+    mean = torch.stack(raw).mean(0)
+    assert kept["control.w"] == pytest.approx(mean)
+    assert answer.arrays["control"]["w"] == pytest.approx(mean - own)
+    assert answer.arrays["arrays"]["w"] == pytest.approx(expected) and answer.loss == 0.5 and answer.numbers == {}
+    own = torch.zeros(2)
+    assert scaffold.local(Squares(), asked({"control": {"w": c}}, 1), None)[0].numbers == {"control-is-new": 1}
+    assert scaffold.local(Squares(), asked({"control": {"w": c}}, 0), None)[0].numbers == {}
 
 
 @pytest.fixture
@@ -100,7 +162,8 @@ def place(tmp_path: Path) -> app.Place:
 def ask(place: app.Place, tensors: Tensors, control: Tensors, number: int, taken: int) -> RecordDict:
     """What the hospital answers to a round of SCAFFOLD."""
     config: dict[str, Any] = {"experiment": "test", "seed": 42, "settings": SETTINGS.model_dump_json()}
-    config |= {"round": number, "first-epoch": number, "epochs": 1, "taken": taken, "proximal-mu": 0.0}
+    config |= {"round": number, "first-epoch": number, "epochs": 1, "taken": taken}
+    config |= {"algorithm": "scaffold", "exchange": 0}
     config |= {"train": True, "score": False, "alone": False, "keep-optimizer": False}
     config |= {"bfloat16": False, "changed-rows": False}
     arrays = {
@@ -124,23 +187,43 @@ def test_a_hospital_is_corrected_by_the_servers_variate_minus_its_own_and_tells_
 
     # round 1: its own variate is zero
     first = ask(place, start, server, 1, taken=0)
-    by_hand = local().train(start, LocalWork(1, 1, HOSPITAL), correction=server)
-    same(first, "arrays", by_hand.tensors)
-    same(first, "control", by_hand.gradient)
-    assert apart(by_hand.tensors, local().train(start, LocalWork(1, 1, HOSPITAL), correction=zero).tensors) > 0
+    tensors, gradient = by_hand(start, 1, server)
+    same(first, "arrays", tensors)
+    same(first, "control", gradient)
+    assert apart(tensors, by_hand(start, 1, zero)[0]) > 0
 
     # round 2, after round 1's update was taken: its own is the mean gradient of round 1
-    own = by_hand.gradient
+    own = gradient
     second = ask(place, start, server, 2, taken=1)
     correction = {name: server[name] - own[name] for name in own}
-    by_hand = local().train(start, LocalWork(2, 1, HOSPITAL), correction=correction)
-    same(second, "arrays", by_hand.tensors)
-    same(second, "control", {name: by_hand.gradient[name] - own[name] for name in own})
+    tensors, gradient = by_hand(start, 2, correction)
+    same(second, "arrays", tensors)
+    same(second, "control", {name: gradient[name] - own[name] for name in own})
 
     # round 3, as round 2's update was not taken: its own is still that of round 1
     third = ask(place, start, server, 3, taken=1)
-    by_hand = local().train(start, LocalWork(3, 1, HOSPITAL), correction=correction)
-    same(third, "arrays", by_hand.tensors)
+    same(third, "arrays", by_hand(start, 3, correction)[0])
+
+
+def by_hand(start: Tensors, number: int, correction: Tensors) -> tuple[Tensors, Tensors]:
+    """The tensors after a local epoch whose gradients were corrected, and the mean of the raw gradients."""
+    begun = local().begin(start, LocalWork(number, 1, HOSPITAL))
+    raw: list[Tensors] = []
+
+    def correct() -> None:
+        raw.append({name: p.grad.clone() for name, p in begun.parameters.items() if p.grad is not None})
+        for name, parameter in begun.parameters.items():
+            if parameter.grad is not None:
+                parameter.grad += correction[name]
+
+    begun.epochs(before_step=correct)
+    means = {}
+    for name, tensor in start.items():
+        total = torch.zeros_like(tensor)
+        for gradients in raw:
+            total += gradients.get(name, torch.zeros_like(tensor))
+        means[name] = total / len(raw)
+    return begun.tensors(), means
 
 
 def same(content: RecordDict, record: str, expected: Tensors) -> None:
@@ -167,26 +250,34 @@ def test_kept_optimizer_of_a_parameter_without_a_gradient_goes_on_with_the_same_
     module = WithTower()
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
     hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
-    whole = hospital.train(start, LocalWork(1, 2, HOSPITAL))
-    first = hospital.train(start, LocalWork(1, 1, HOSPITAL))
-    second = hospital.train(first.tensors, LocalWork(2, 1, HOSPITAL), optimizer_state=first.optimizer)
-    for one, other in ((whole.tensors, second.tensors), (whole.optimizer, second.optimizer)):
+
+    def after(start: Tensors, work: LocalWork, optimizer: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        begun = hospital.begin(start, work, optimizer)
+        begun.epochs()
+        return begun.tensors(), {name: tensor.clone() for name, tensor in begun.optimizer_state().items()}
+
+    whole = after(start, LocalWork(1, 2, HOSPITAL))
+    first, optimizer = after(start, ONE)
+    second = after(first, LocalWork(2, 1, HOSPITAL), optimizer)
+    for one, other in zip(whole, second, strict=True):
         assert sorted(one) == sorted(other) and all(torch.equal(one[name], other[name]) for name in one)
-    assert not any("tower" in name or "frozen" in name for name in whole.optimizer)
-    assert all(torch.equal(whole.tensors[name], start[name]) for name in ("tower.weight", "tower.bias", "frozen"))
+    assert not any("tower" in name or "frozen" in name for name in whole[1])
+    assert all(torch.equal(whole[0][name], start[name]) for name in ("tower.weight", "tower.bias", "frozen"))
 
 
-@pytest.mark.parametrize("strategy", ["proximal", "scaffold"])
-def test_strategies_take_a_parameter_without_a_gradient(strategy: str) -> None:
+@pytest.mark.parametrize("name", algorithms())
+def test_algorithms_take_a_parameter_without_a_gradient(name: str) -> None:
     module = WithTower()
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
     zero = {name: torch.zeros_like(p) for name, p in start.items()}
     hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
-    work = LocalWork(1, 1, HOSPITAL, 1.0 if strategy == "proximal" else 0.0)
-    update = hospital.train(start, work, correction=zero if strategy == "scaffold" else None)
-    assert torch.equal(update.tensors["tower.weight"], start["tower.weight"])
-    assert apart(update.tensors, start) > 0
-    assert sorted(update.gradient) == (sorted(start) if strategy == "scaffold" else [])
+    came = asked({"control": zero}, **dict.fromkeys(algorithm(name).asks, 1.0))
+    tensors, answer, _ = trained(name, came=came, start=start, hospital=hospital)
+    assert torch.equal(tensors["tower.weight"], start["tower.weight"])
+    assert apart(tensors, start) > 0
+    assert {part: sorted(of) for part, of in answer.arrays.items()} == dict.fromkeys(
+        algorithm(name).tells, sorted(start)
+    )
 
 
 def test_network_with_statistics_that_no_federation_shares_is_refused_at_both_sides(
@@ -213,7 +304,7 @@ def test_buffer_that_moves_although_it_is_said_to_be_constant_is_no_update() -> 
     hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
     with pytest.raises(ValueError, match="moved the buffer positions"):
-        hospital.train(start, LocalWork(1, 1, HOSPITAL))
+        hospital.begin(start, ONE).epochs()
 
 
 # ------------------------------------------------------------------------------------------------ records

@@ -289,10 +289,10 @@ def test_two_nodes_that_say_they_are_one_hospital_are_both_left_out(data: Path, 
 
 
 CONTROLS: dict[str, tuple[Callable[[dict[str, np.ndarray]], Any], str]] = {
-    "NaN": (_nan, "the control variate: tensor encoder.embedding holds NaN"),
-    "a huge norm": (_huge, "the control variate: its norm"),
-    "another shape": (lambda a: a | {EMBEDDING: a[EMBEDDING][1:]}, "control variate: tensor encoder.embedding is"),
-    "a missing tensor": (lambda a: {n: x for n, x in a.items() if n != EMBEDDING}, "control variate: tensor"),
+    "NaN": (_nan, "the control: tensor encoder.embedding holds NaN"),
+    "a huge norm": (_huge, "the control: its norm"),
+    "another shape": (lambda a: a | {EMBEDDING: a[EMBEDDING][1:]}, "the control: tensor encoder.embedding is"),
+    "a missing tensor": (lambda a: {n: x for n, x in a.items() if n != EMBEDDING}, "the control: tensor"),
 }
 
 

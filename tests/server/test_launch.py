@@ -22,7 +22,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from hospital_client import egress
 from hospital_client.app import Place
 from hospital_client.launch import HospitalPlace, _Ledger, _supernode, reason
-from server import exchange, front, options
+from server import exchange, front
 from server.control import Control
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
@@ -30,7 +30,6 @@ from server.keys import make_keys
 from server.launch import ServerPlace, _keep, _processes, launch
 from server.run_config import RUN_CONFIG
 from server.run_options import options_of
-from server.strategy import STRATEGIES
 from shared_model import run_directory
 from shared_model.errors import TemptError
 from shared_model.supervision import Kept, ended_together, flower_environment
@@ -333,10 +332,6 @@ def test_the_front_is_found_where_an_ordinary_users_path_does_not_lead(
         place.process()
     monkeypatch.setattr(front, "_SYSTEM", (str(tmp_path / "sbin"),))
     assert place.process().name == "front"
-
-
-def test_help_names_every_strategy() -> None:
-    assert options._STRATEGIES == STRATEGIES
 
 
 def _runs(pid: int) -> bool:

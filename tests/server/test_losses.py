@@ -56,11 +56,13 @@ def test_no_honest_hospital_is_refused_for_its_loss(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("below, taken", [(0.0, True), (0.02, False)])
-def test_a_loss_is_taken_down_to_what_the_settings_allow(below: float, taken: bool) -> None:
+def test_a_loss_is_taken_down_to_what_the_settings_allow(tmp_path: Path, below: float, taken: bool) -> None:
     dataset, settings = consortium.make_dataset(), consortium.settings()
     plan = exchange.Plan("x", 42, settings, FederationSettings(), dataset.vocabulary)
     hospital = exchange.Hospital(8, 2, 2, 0, 1)
-    state = rounds._Rounds(plan, [hospital], {"w": np.ones(2, np.float32)})
+    files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
+    state = rounds._Rounds(plan, [hospital], {"w": np.ones(2, np.float32)}, files)
+    what = state.chosen.algorithm.ask(state.state, {}, 0)
     least = least_loss(settings.pretraining, 2)
     assert least == pytest.approx(-0.05, rel=0.01), "-4 gamma / tau"
     numbers = MetricRecord({"hospital": 8, "num-examples": 2, "loss": least * (1 + below)})
@@ -68,7 +70,7 @@ def test_a_loss_is_taken_down_to_what_the_settings_allow(below: float, taken: bo
         RecordDict({"metrics": numbers, "arrays": array_record({"w": np.ones(2, np.float32)})}), "train"
     )
     if taken:
-        assert _checked(state, reply, hospital, trains=True, scores=False).loss == least
+        assert _checked(state, what, reply, hospital, trains=True, scores=False).loss == least
     else:
         with pytest.raises(BadNumbers, match=r"loss is -0.05.*, expected at least -0.05"):
-            _checked(state, reply, hospital, trains=True, scores=False)
+            _checked(state, what, reply, hospital, trains=True, scores=False)

@@ -254,13 +254,13 @@ def test_a_checkpoint_of_another_experiment_is_not_gone_on_with(tmp_path: Path) 
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     settings = consortium.settings()
     state = rounds._Rounds(
-        exchange.Plan("one", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL
+        exchange.Plan("one", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL, files
     )
     files.partial.parent.mkdir(parents=True)
     state.save(files.partial)
     with pytest.raises(TemptError, match="checkpoint of another run"):
         rounds._Rounds(
-            exchange.Plan("other", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL
+            exchange.Plan("other", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL, files
         ).restore(files.partial)
 
 

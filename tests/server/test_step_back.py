@@ -17,12 +17,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 
 from hospital_client.app import Place
-from server import exchange, rounds
+from server import exchange, flower_strategies, rounds
 from server.exchange import Hospital
 from server.federation_settings import FederationSettings
 from server.step_back import LeftOut, heaviest
 from shared_model import checkpoint
+from shared_model.algorithms import Chosen
+from shared_model.algorithms.fedavg import Mean
 from shared_model.errors import TemptError, TooFewHospitals
+from shared_model.federated_algorithm import NOW, State
 from shared_model.fitting import PRETRAINING, FitFiles
 from sim.inprocess_grid import InProcessGrid
 from tests.server import test_rounds
@@ -244,14 +247,15 @@ def test_a_strategy_that_leaves_no_number_because_of_the_heaviest_goes_on_withou
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hospital 21 has 60 of 100 records; the strategy can't do with its update of round 2."""
-    finish = rounds._Rounds.__mro__[1].__init__.__globals__["Aggregation"].finish
+    finish = flower_strategies.finish
 
-    def overflowing(self: Any, number: int, current: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        weight = self._weight
-        arrays: dict[str, np.ndarray] = finish(self, number, current)
-        return {n: a * np.inf for n, a in arrays.items()} if (number, weight) == (2, 100) else arrays
+    def overflowing(algorithm: Chosen, state: State, gathered: Mean, number: int) -> State:
+        found = finish(algorithm, state, gathered, number)
+        if (number, gathered.weight) != (2, 100):
+            return found
+        return found | {NOW: {name: array * np.inf for name, array in found[NOW].items()}}
 
-    monkeypatch.setattr("server.strategy.Aggregation.finish", overflowing)
+    monkeypatch.setattr(rounds, "finish", overflowing)
     options = {"strategy": "fedavgm", "options": {"server_momentum": 0.5}}
     result = test_rounds.run(tmp_path, Made(step, rising), **options)
     assert [result["hospitals"][h]["taken"] for h in ("3", "8", "21")] == [[1, 2, 3], [1, 2, 3], [1, 3]]
@@ -291,19 +295,18 @@ def test_no_more_than_a_few_are_left_out_of_a_round() -> None:
     assert out.next_of(3, {1: 1, 2: 2}, [1, 2], 2) is None, "a quorum of two"
 
 
-def test_a_checkpoint_of_before_there_was_a_step_back_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_checkpoint_of_before_there_was_a_step_back_is_refused(tmp_path: Path) -> None:
+    """Its run's code was another, so that the run is refused before; here the file alone is older."""
     settings = consortium.settings()
     plan = exchange.Plan("x", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
     hospitals = [Hospital(3, 1, 30, 5, 4), Hospital(8, 2, 10, 2, 1), Hospital(21, 3, 60, 0, 3)]
-    state = rounds._Rounds(plan, hospitals, test_rounds.INITIAL)
-    grid = Made(step, rising)
-    state.round(grid)
+    files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
+    state = rounds._Rounds(plan, hospitals, test_rounds.INITIAL, files)
+    state.round(Made(step, rising))
     path = tmp_path / "partial.safetensors"
     state.save(path)
     tensors, about = checkpoint.load(path)
     older = {name: content for name, content in about.items() if name not in ("before", "left_out")}
     checkpoint.save(path, {n: t for n, t in tensors.items() if not n.startswith("before.")}, older)
-    resumed = rounds._Rounds(plan, hospitals, test_rounds.INITIAL)
-    resumed.restore(path)
-    row = resumed.round(grid)
-    assert row is not None and row["epoch"] == 1 and resumed.progress.epoch == 2
+    with pytest.raises(TemptError, match=r"a checkpoint of another run .* delete it to begin again"):
+        rounds._Rounds(plan, hospitals, test_rounds.INITIAL, files).restore(path)

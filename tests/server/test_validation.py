@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -11,7 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 
 from server.exchange import error_of
 from server.plain_message import array_record, plain_message
-from server.validation import Arrays, Rejected, codes_and_arrays_of, control_of, count_of, number_of, update_of
+from server.validation import Rejected, codes_and_arrays_of, count_of, gradient_of, number_of, update_of
+from shared_model.federated_algorithm import Arrays
 from shared_model.transport import Transport
 
 CURRENT: Arrays = {"m": np.ones((7, 3), np.float32), "v": np.ones(5, np.float32)}
@@ -36,13 +38,13 @@ def _endless() -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"", b"no array", _archive(), _endless()], ids=["none", "text", "archive", "endless"])
-@pytest.mark.parametrize("read", [update_of, control_of])
+@pytest.mark.parametrize("read", [update_of, partial(gradient_of, "control")])
 def test_bytes_that_are_no_array_are_rejected_and_end_no_run(read: Callable[..., Arrays], data: bytes) -> None:
     with pytest.raises(Rejected, match="can't be read"):
         read(_with(data), CURRENT, Transport(), 10.0)
 
 
-@pytest.mark.parametrize("read", [update_of, control_of])
+@pytest.mark.parametrize("read", [update_of, partial(gradient_of, "control")])
 def test_one_array_under_many_names_is_rejected_before_it_fills_the_memory(
     read: Callable[..., Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +84,7 @@ def _codes(codes: dict[str, list[str]], arrays: ArrayRecord) -> None:
 WAYS: dict[str, Callable[[], object]] = {
     "an unknown tensor": lambda: update_of(_array(EVIL, CURRENT["v"]), CURRENT, Transport(), 10.0),
     "unknown rows": lambda: update_of(_rows(), CURRENT, Transport(changed_rows=True), 10.0),
-    "an unknown control": lambda: control_of(_array(EVIL, CURRENT["v"]), CURRENT, Transport(), 10.0),
+    "an unknown control": lambda: gradient_of("control", _array(EVIL, CURRENT["v"]), CURRENT, Transport(), 10.0),
     "a tensor of fields": lambda: update_of(
         _array("v", np.zeros(5, [(EVIL.replace("\ud800", ""), "f4")])), CURRENT, Transport(), 10.0
     ),

@@ -19,6 +19,7 @@ from server.exchange import Hospital
 from server.run_config import RUN_CONFIG
 from server.weights import LARGEST_SHARE, bounded, counted, in_words, most_of
 from shared_model.files import read_json
+from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.results import RESULTS
 from sim.inprocess_grid import InProcessGrid
 from tests.server import test_rounds
@@ -155,6 +156,7 @@ def test_one_word_does_not_set_the_number_of_rounds(tmp_path: Path) -> None:
             ),
             hospitals,
             INITIAL,
+            FitFiles.of(tmp_path, 42, PRETRAINING, 0),
         )
         for share in (None, LARGEST_SHARE)
     )

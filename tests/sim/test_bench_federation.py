@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from server.strategy import Aggregation
+from shared_model.algorithms.fedavg import Mean
 from sim import bench_federation
 
 
@@ -22,8 +22,8 @@ def test_quick_bench_prints_its_row(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_whose_ways_differ_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish = Aggregation.finish
-    monkeypatch.setattr(Aggregation, "finish", lambda self, n, now: {k: v + 1 for k, v in finish(self, n, now).items()})
+    arrays = Mean.arrays
+    monkeypatch.setattr(Mean, "arrays", lambda mean: {name: array + 1 for name, array in arrays(mean).items()})
     monkeypatch.setattr(bench_federation, "_LARGEST_DIFFERENCE", 0.5)
     assert bench_federation.main(["--quick"]) == 1
     assert "differ" in capsys.readouterr().err

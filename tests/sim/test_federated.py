@@ -238,14 +238,18 @@ def test_every_strategy_ends_with_finite_tensors_and_a_table(
 
 
 def test_median_of_the_updates_is_numpys(data: Path) -> None:
-    from server.strategy import Aggregation
+    from server.flower_strategies import finish
+    from shared_model.algorithms import chosen
+    from shared_model.federated_algorithm import Told
 
     draw = np.random.default_rng(3)
     updates = [{"a": draw.normal(size=(3, 5)).astype(np.float32)} for _ in range(5)]
-    aggregation = Aggregation("fedmedian", {})
+    median = chosen("fedmedian", {})
+    state = median.algorithm.begin(updates[0])
+    gathered = median.algorithm.gather(state)
     for update in updates:
-        aggregation.add(update, 7)
-    found = aggregation.finish(1, updates[0])["a"]
+        median.algorithm.accept(gathered, Told({"arrays": update}, {}, 7, 0.2))
+    found = finish(median, state, gathered, 1)["now"]["a"]
     assert np.array_equal(found, np.median([update["a"] for update in updates], axis=0).astype(np.float32))
 
 

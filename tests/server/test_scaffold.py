@@ -18,10 +18,12 @@ from flwr.app import Message
 
 from hospital_client.app import Place
 from server import exchange, rounds
-from server.control_variates import ControlVariates, forget_contributions
+from server.contributions import forget_contributions
 from server.federation_settings import FederationSettings
 from shared_model import checkpoint
+from shared_model.algorithms import scaffold
 from shared_model.errors import TemptError
+from shared_model.federated_algorithm import Arrays, State, Told
 from shared_model.fitting import PRETRAINING, FitFiles
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import Clock, initial_tensors
@@ -113,13 +115,13 @@ class Run:
         """How far c is from the mean of the hospitals' c_i, as a share of it."""
         total = sum(TRAIN.values())
         off = size = 0.0
-        for name, c in self.state.controls.c.items():
+        for name, c in self.state.state["control"].items():
             mean = sum(of[name].astype(np.float64) * TRAIN[h] / total for h, of in self.oracle.items())
             off, size = off + float(((c - mean) ** 2).sum()), size + float((mean**2).sum())
         return (off / size) ** 0.5
 
     def c(self) -> dict[str, np.ndarray]:
-        return self.state.controls.c
+        return self.state.state["control"]
 
 
 def play(run: Run, events: Events, last: int = ROUNDS - 1) -> list[float]:
@@ -197,19 +199,23 @@ def test_what_hospitals_contributed_is_kept_while_rounds_last_and_missed_in_one_
         run.new()  # as of a release that kept none
 
 
-def test_a_movement_from_zero_takes_out_what_had_been_contributed(tmp_path: Path) -> None:
+def take(state: State, moved: float, share: float, before: Arrays | None, is_new: int) -> tuple[State, Arrays]:
+    """A round of one hospital, whose c_i moves so far."""
+    gathered = scaffold.gather(state)
+    arrays = {name: np.full_like(array, moved) for name, array in state["control"].items()}
+    told = Told({"arrays": arrays, "control": arrays}, {"control-is-new": is_new}, 1, share, before)
+    kept = scaffold.accept(gathered, told)
+    return scaffold.finish(state, gathered, {}, 1, 0), kept
+
+
+def test_a_movement_from_zero_takes_out_what_had_been_contributed() -> None:
     """By hand: 0.3 of c is a hospital's whose c_i goes 2, 5, then 1 from nothing."""
-    controls = ControlVariates({"w": np.zeros(2, np.float32)}, FitFiles.of(tmp_path, 1, PRETRAINING, 0))
-    for number, (moved, is_new, c) in enumerate([(2, False, 0.6), (3, False, 1.5), (1, True, 0.3), (4, False, 1.5)], 1):
-        controls.begin()
-        controls.take(7, number, {"w": np.full(2, moved, np.float32)}, 0.3, since=number - 1, is_new=is_new)
-        controls.finish()
-        assert controls.c["w"] == pytest.approx([c, c], rel=1e-6)
+    state, before = scaffold.begin({"w": np.zeros(2, np.float32)}), None
+    for moved, is_new, c in [(2, 0, 0.6), (3, 0, 1.5), (1, 1, 0.3), (4, 0, 1.5)]:
+        state, before = take(state, moved, 0.3, before, is_new)
+        assert state["control"]["w"] == pytest.approx([c, c], rel=1e-6)
 
 
-def test_a_hospital_that_never_contributed_and_says_it_is_new_takes_nothing_out(tmp_path: Path) -> None:
-    controls = ControlVariates({"w": np.zeros(1, np.float32)}, FitFiles.of(tmp_path, 1, PRETRAINING, 0))
-    controls.begin()
-    controls.take(7, 1, {"w": np.ones(1, np.float32)}, 0.5, since=0, is_new=True)
-    controls.finish()
-    assert controls.c["w"].tolist() == [0.5]
+def test_a_hospital_that_never_contributed_and_says_it_is_new_takes_nothing_out() -> None:
+    state, _ = take(scaffold.begin({"w": np.zeros(1, np.float32)}), 1, 0.5, None, 1)
+    assert state["control"]["w"].tolist() == [0.5]

@@ -1,0 +1,9 @@
+"""FedAdam (Reddi et al., ICLR 2021): Adam at the server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shared_model.algorithms import _server_optimizer
+
+ALGORITHM = replace(_server_optimizer.ALGORITHM, options=_server_optimizer.adaptive(0.1))
