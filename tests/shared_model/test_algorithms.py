@@ -70,7 +70,7 @@ def test_options_are_completed_and_bound() -> None:
     for name, given, words in (
         ("fedaverage", {}, "did you mean 'fedavg'"),
         ("fedavg", {"eta": 1.0}, "strategy 'fedavg' has no options; leave eta out"),
-        ("fedadam", {"eto": 1.0}, "did you mean 'eta'"),
+        ("fedadam", {"etaa": 1.0}, "did you mean 'eta'"),
         ("fedadam", {"beta_1": 1.0}, r"option beta_1=1 of fedadam: expected a number in \[0, 1\)"),
         ("fedadam", {"tau": 0.0}, r"option tau=0 of fedadam: expected a number in \[1e-12, inf\)"),
         ("krum", {"num_malicious_nodes": 0.5}, "expected a whole number"),
