@@ -28,33 +28,17 @@ def find_tables(raw: Path) -> dict[str, Path]:
         raise TemptError(f"{raw}: no such directory; expected one with {_EXPECTED}")
     if not raw.is_dir():
         raise TemptError(f"{raw}: is a file; expected a directory with {_EXPECTED}")
-    entries = sorted(raw.iterdir())
+    files = sorted(path for path in raw.iterdir() if path.is_file())
     found = {}
     for table in TABLES:
-        there = [path for path in entries if path.name.lower() in (f"{table}.csv", f"{table}.csv.gz")]
+        there = [path for path in files if path.name.lower() in (f"{table}.csv", f"{table}.csv.gz")]
         if not there:
             raise _without(raw, table)
         if len(there) > 1:
             both = " and ".join(path.name for path in there[:2])
             raise TemptError(f"{raw}: has both {both}; expected one of them; move one away")
-        if what := _no_file(there[0], table):
-            raise TemptError(f"{there[0]}: is {what}")
         found[table] = there[0]
     return found
-
-
-def _no_file(path: Path, table: str) -> str | None:
-    """What has the name of a table and is none, and what to do about it; None for a file."""
-    if path.is_file():
-        return None
-    expected = f"expected the table {table}"
-    if path.is_dir():
-        inside = next((own.name for own in sorted(path.iterdir()) if own.is_file()), None)
-        hint = f"; move {shown(inside)} out of it" if inside else "; put the file in its place"
-        return f"a folder, {expected}{hint}"
-    if path.is_symlink() and not path.exists():
-        return f"a link to {shown(str(path.readlink()))}, where no file is; {expected}; correct the link"
-    return f"a pipe, a socket or a device, {expected}; write it into a file"
 
 
 def _without(raw: Path, table: str) -> TemptError:

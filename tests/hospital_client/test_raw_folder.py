@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -69,33 +68,6 @@ def test_a_folder_without_the_tables_is_told_what_it_holds(tmp_path: Path, names
     with pytest.raises(TemptError) as error:
         find_tables(fill(tmp_path, *names))
     assert str(error.value) == f"{tmp_path}: {message}"
-
-
-def test_what_has_a_tables_name_and_is_no_file_was_told_as_missing(tmp_path: Path) -> None:
-    raw = fill(tmp_path, "diagnosis.csv", "treatment.csv", "medication.csv")
-    path = raw / "patient.csv"
-    path.mkdir()
-    for inside, hint in ((None, "put the file in its place"), ("patient.csv", "move 'patient.csv' out of it")):
-        if inside:
-            (path / inside).touch()
-        with pytest.raises(TemptError) as error:
-            find_tables(raw)
-        assert str(error.value) == f"{path}: is a folder, expected the table patient; {hint}"
-    (path / "patient.csv").unlink()
-    path.rmdir()
-    for target in (raw / "gone.csv", path):  # nothing, and itself
-        path.symlink_to(target)
-        with pytest.raises(TemptError) as error:
-            find_tables(raw)
-        assert str(error.value).startswith(f"{path}: is a link to '") and "where no file is" in str(error.value)
-        path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(TemptError, match="is a pipe, a socket or a device, expected the table patient; write it into"):
-        find_tables(raw)
-    path.unlink()
-    (raw / "there.csv").touch()
-    path.symlink_to(raw / "there.csv")
-    assert find_tables(raw)["patient"] == path
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
