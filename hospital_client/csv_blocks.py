@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hospital_client.csv_header import other_separator
+from hospital_client.csv_kinds import BYTE_ORDER_MARK, other_kind
 from hospital_client.csv_rows import MOST_BYTES, Place, end_of_rows, line_ends, rows
 from shared_model.errors import TemptError
 
@@ -28,23 +29,7 @@ _BLOCK_BYTES = 1 << 23
 _HEADER_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 16  # where the last row most probably ends
 _GZIP_START = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ENDS = np.isin(np.arange(256), list(b',\r\n"'))  # what may stand before an opening quote and behind a closing one
-
-# What a file begins with that is no CSV of UTF-8 text, whatever its name says.
-_OTHER_KINDS = {
-    _GZIP_START: "gzip data; name it .csv.gz, or decompress it once more",
-    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or export it as CSV",
-    b"PAR1": "a Parquet file; export it as CSV",
-    b"BZh": "bzip2 data; decompress it",
-    b"\xfd7zXZ\0": "xz data; decompress it",
-    b"\x28\xb5\x2f\xfd": "zstd data; decompress it",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"\xd0\xcf\x11\xe0": "a spreadsheet; export it as CSV",
-    b"%PDF": "a PDF document; export the table as CSV",
-    b"<": "a web page or XML, such as a page that asks for a login; fetch the file again",
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +71,7 @@ class CsvFile:
         self._rest = b""
         self._place = Place(path, (), 1)
         self._read(_HEADER_BYTES)
-        self._rest = self._rest.removeprefix(_BYTE_ORDER_MARK)
+        self._rest = self._rest.removeprefix(BYTE_ORDER_MARK)
         _check_kind(path, self._rest)
         while not (end := end_of_rows(self._rest)) and self._read(len(self._rest)):
             pass
@@ -191,7 +176,7 @@ def _end_outside_quotes(text: Bytes, quotes: Positions) -> int:
 def _is_text(data: bytes) -> bool:
     """Whether the data are UTF-8 without NUL, and do not begin with what a reader takes for a byte order mark."""
     try:
-        return b"\0" not in data and not data.startswith(_BYTE_ORDER_MARK) and (data.isascii() or bool(data.decode()))
+        return b"\0" not in data and not data.startswith(BYTE_ORDER_MARK) and (data.isascii() or bool(data.decode()))
     except UnicodeDecodeError:
         return False
 
@@ -199,17 +184,10 @@ def _is_text(data: bytes) -> bool:
 def _check_kind(path: Path, beginning: bytes) -> None:
     if not beginning.strip(b"\r\n"):
         raise TemptError(f"{path}: is empty; expected a header and rows; export it again")
-    if kind := _other_kind(beginning):
+    if kind := other_kind(beginning):
         raise TemptError(f"{path}: expected CSV, found {kind}")
     if beginning[:1] in (b"\r", b"\n"):
         raise TemptError(f"{path}: line 1: is empty; expected the header; remove the empty lines")
-
-
-def _other_kind(beginning: bytes) -> str | None:
-    """What a file is instead of CSV, and what to do about it; None if it may be CSV."""
-    if b"\0" in beginning[:2]:
-        return _OTHER_KINDS[b"\xff\xfe"]
-    return next((kind for start, kind in _OTHER_KINDS.items() if beginning.lstrip().startswith(start)), None)
 
 
 def _unreadable(path: Path, error: Exception) -> TemptError:
@@ -219,6 +197,6 @@ def _unreadable(path: Path, error: Exception) -> TemptError:
         beginning = file.read(_HEADER_BYTES)
     if beginning.startswith(_GZIP_START):
         return TemptError(f"{path}: the gzip data are damaged or cut short ({error}); fetch the file again")
-    if kind := _other_kind(beginning):
+    if kind := other_kind(beginning):
         return TemptError(f"{path}: expected gzip, as its name says, found {kind}")
     return TemptError(f"{path}: is not gzip, as its name says; expected a gzip file; rename it or fetch it again")
