@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,74 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
         find_tables(tmp_path / "nothing")
     with pytest.raises(TemptError, match="is a file; expected a directory with the raw eICU tables patient"):
         find_tables(fill(tmp_path, "patient.csv") / "patient.csv")
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+PUT = "expected a file; put the table in its place"
+NO_FILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (Path.mkdir, f"is a folder; {PUT}"),
+    "link to a folder": (lambda path: path.symlink_to("."), f"is a folder; {PUT}"),
+    "pipe": (os.mkfifo, f"is a named pipe; {PUT}"),
+    "socket": (a_socket, f"is a socket; {PUT}"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), f"is a device; {PUT}"),
+    "dangling link": (
+        lambda path: path.symlink_to("../gone/patient.csv"),
+        f"is a link to '../gone/patient.csv', which is not there; {PUT}",
+    ),
+    "link of git-annex": (
+        lambda path: path.symlink_to("../.git/annex/objects/Wq/MD5E-s12--4d7a.csv"),
+        "is a git-annex link to what is not there; expected a file; fetch the table with `git annex get`",
+    ),
+    "loop": (lambda path: path.symlink_to(path.name), f"is a link that leads back to itself; {PUT}"),
+}
+
+
+@pytest.mark.parametrize("name", ["patient.csv", "Patient.csv.gz"])
+@pytest.mark.parametrize(("make", "message"), NO_FILE.values(), ids=list(NO_FILE))
+def test_what_has_a_tables_name_and_is_no_file_was_told_as_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    raw = fill(Path("raw"), "diagnosis.csv", "treatment.csv", "medication.csv")
+    make(raw / name)
+    with pytest.raises(TemptError) as error:
+        find_tables(raw)
+    assert str(error.value) == f"{raw / name}: {message}"
+    fill(raw, "patient.csv.gz" if name == "patient.csv" else "patient.csv")  # the table itself is beside it
+    assert find_tables(raw)["patient"].is_file()
+
+
+@pytest.mark.parametrize(("make", "message"), [of for name, of in NO_FILE.items() if "folder" not in name])
+def test_what_has_the_folders_name_and_is_none_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(Path("raw"))
+    with pytest.raises(TemptError) as error:
+        find_tables(Path("raw"))
+    found = message.partition("; expected")[0]
+    assert str(error.value) == f"raw: {found}; expected a directory with the raw eICU tables {', '.join(TABLES)}"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_table_that_may_not_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:
+    raw = fill(tmp_path, *(f"{table}.csv" for table in TABLES))
+    (raw / "treatment.csv").chmod(0)
+    with pytest.raises(TemptError) as error:
+        find_tables(raw)
+    assert str(error.value) == (
+        f"{raw / 'treatment.csv'}: this user may not read it; expected a readable table; change its mode or its owner"
+    )
+    raw.chmod(0o600)  # names may be listed, and nothing behind them looked at
+    with pytest.raises(
+        TemptError, match=r"patient\.csv: can't be looked at \(Permission denied\); expected a file; put"
+    ):
+        find_tables(raw)
+    raw.chmod(0o300)
+    with pytest.raises(TemptError, match="this user may not read it; expected a readable folder; change its mode"):
+        find_tables(raw)
+    raw.chmod(0o700)
