@@ -59,6 +59,7 @@ class CsvFile:
 
     Attributes:
         header: the names of its columns, without white space at both ends.
+        beginning: of the file, header and all.
     """
 
     def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile) -> None:
@@ -71,7 +72,7 @@ class CsvFile:
         self._rest = b""
         self._place = Place(path, (), 1)
         self._read(_HEADER_BYTES)
-        self._rest = self._rest.removeprefix(BYTE_ORDER_MARK)
+        self._rest = self.beginning = self._rest.removeprefix(BYTE_ORDER_MARK)
         _check_kind(path, self._rest)
         while not (end := end_of_rows(self._rest)) and self._read(len(self._rest)):
             pass

@@ -118,8 +118,10 @@ class CsvTable:
                 bad.append(number)
         if bad:
             row = int(np.isin(column.position, bad).argmax())
-            found = shown(column.texts[column.position[row]])
-            raise self.error(row, name, f"found {found}, expected {expected}; correct the row")
+            text = column.texts[column.position[row]]
+            if text.strip().removeprefix("\ufeff").casefold() == name.casefold():
+                raise self.error(row, name, "is the header again; expected it once; remove the line")
+            raise self.error(row, name, f"found {shown(text)}, expected {expected}; correct the row")
         distinct = sorted({value for value in converted if value is not None})
         place = {value: number for number, value in enumerate(distinct)}
         new = np.array([-1 if value is None else place[value] for value in converted], dtype=np.int64)
@@ -135,7 +137,7 @@ def read_csv_table(path: Path, columns: Sequence[str]) -> CsvTable:
         TemptError: a column is missing or there twice, the file has no row, or it is no sound CSV, UTF-8 or gzip.
     """
     with open_csv(path) as file:
-        chosen = chosen_columns(path, file.header, columns)
+        chosen = chosen_columns(path, file.header, columns, file.beginning)
         parts = _parse_all(file.blocks(), chosen)
     rows = [part.num_rows for part in parts]
     if sum(rows) == 0:

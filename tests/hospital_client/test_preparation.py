@@ -163,8 +163,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "missing column": (
         change("medication", "drughiclseqno", "hicl"),
-        "medication.csv: line 1: has no column drughiclseqno; expected patientunitstayid, drughiclseqno, drugname;"
-        " add the column",
+        "medication.csv: line 1: has no column drughiclseqno (it has 'patientunitstayid, hicl, drugname, d...);"
+        " expected patientunitstayid, drughiclseqno, drugname; add the column",
     ),
     "duplicated column": (
         change("diagnosis", "diagnosisoffset", "icd9code"),
