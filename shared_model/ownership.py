@@ -113,7 +113,7 @@ def _check_way(folder: Path) -> Path | None:
 
 def _check_target(link: Path, folder: Path) -> None:
     """Check what a link in a folder leads to, which is run and believed as what is in it; nothing is no harm."""
-    target = link.resolve()
+    target = Path(os.path.realpath(link))  # of a loop, too
     if target.is_relative_to(folder.resolve()) or not target.exists():
         return
     if target.is_dir():

@@ -51,7 +51,7 @@ Set = Annotated[
 Hospitals = Annotated[str, typer.Option(help="Only these hospitals, with commas.", show_default="all")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")]
 SaveScores = Annotated[bool, typer.Option("--save-scores", help="Keep every test record's labels and scores.")]
-_MOST_THREADS = 1024  # more than machines have; each may become a process with a model of its own
+_MOST_THREADS = 10_000  # more than machines have; each may become a process with a model of its own
 Jobs = Annotated[
     int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads in all.", show_default="the machine's cores")
 ]
