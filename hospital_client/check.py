@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hospital_client import admission
+from hospital_client import admission, one_agreement
 from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import STATE_FOLDER, HospitalPlace
 from hospital_client.partition import read_partition
@@ -201,6 +201,7 @@ def _code(server: Told) -> str:
 
 def _records(place: HospitalPlace, server: Told) -> str:
     if place.is_raw:
+        one_agreement.check_kept(place.state)
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
         return f"raw tables of hospital {place.hospital}; records follow once hospitals agree on a vocabulary"
     partition = read_partition(place.partition, place.hospital)

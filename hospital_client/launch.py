@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hospital_client import flower_programs, pinned_clientapp
+from hospital_client import flower_programs, one_agreement, pinned_clientapp
 from hospital_client.admission import counts_of
 from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
@@ -121,6 +121,7 @@ def launch(place: HospitalPlace, say: Callable[[str], None], *, until: Callable[
     route = place.route()
     read_policy(place.state)
     counts_of(place.state)
+    one_agreement.check_kept(place.state)
     if place.is_raw:
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
     else:

@@ -89,6 +89,16 @@ def hold_records(folder: Path, records: int) -> None:
     _hold(folder, {"records": {"records": records}})
 
 
+def check_kept(folder: Path) -> None:
+    """Refuse a damaged file before a hospital is launched with it.
+
+    Raises:
+        TemptError: so it is.
+    """
+    if (folder / _FILE).exists():
+        _read(folder / _FILE)
+
+
 def check_vocabulary(folder: Path, digest: str) -> None:
     """Refuse what stands on another vocabulary than the agreed one.
 

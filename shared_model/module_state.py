@@ -21,6 +21,12 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: buffer.detach() for name, buffer in module.named_buffers()}
 
 
+def hidden_state(module: nn.Module) -> str | None:
+    """The module that keeps what is no tensor (`get_extra_state`), which no checkpoint here holds; None if none does."""
+    found = (name for name, m in module.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state)
+    return next((name or type(module).__name__ for name in found), None)
+
+
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same values in memory of their own."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -48,7 +54,8 @@ def put_back(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if now is None:
             owner, own_name = buffers[name]
             now = owner._buffers[own_name]
-            if now is None or (now.shape, now.dtype) != (tensor.shape, tensor.dtype):
+            is_expanded = now is not None and 0 in now.stride()  # its numbers share memory
+            if now is None or is_expanded or (now.shape, now.dtype) != (tensor.shape, tensor.dtype):
                 setattr(owner, own_name, tensor.clone())
                 continue
         elif (now.shape, now.dtype) != (tensor.shape, tensor.dtype):

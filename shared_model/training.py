@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.errors import TemptError
-from shared_model.module_state import adam_state, copied, put_adam_back, put_back, state_of, trained_parameters
+from shared_model.module_state import (
+    adam_state,
+    copied,
+    hidden_state,
+    put_adam_back,
+    put_back,
+    state_of,
+    trained_parameters,
+)
 from shared_model.randomness import WHOLE_CONSORTIUM, generator, global_stream
 from shared_model.settings import OptimizationSettings
 
@@ -108,11 +116,17 @@ def train(
         epochs: train for exactly so many and keep the last state, with no look at validation.
 
     Raises:
-        TemptError: the checkpoint is damaged or belongs to another module, or the loss is no number.
+        TemptError: the checkpoint is damaged or belongs to another module, the module keeps what a checkpoint can't
+            hold, or the loss is no number.
     """
     if not task.records:  # nothing to learn from: the first weights are the result
         task.module.eval()
         return Progress()
+    if (name := hidden_state(task.module)) is not None:
+        raise TemptError(
+            f"{purpose}: its module {name} keeps a state of its own (get_extra_state), which no checkpoint would hold; "
+            "keep it in a buffer"
+        )
     task.module.train()
     parameters = trained_parameters(task.module)
     device = next(iter(parameters.values())).device

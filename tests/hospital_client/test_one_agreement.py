@@ -14,17 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hospital_client.app import Place, make_app
+from hospital_client.check import look
+from hospital_client.launch import HospitalPlace, launch
 from hospital_client.one_agreement import sizes_and_digest
 from server import exchange
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from server.told import Told
 from server.vocabulary_agreement import agree
+from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 from shared_model.vocabulary_rules import AgreementRules
 from sim.inprocess_grid import InProcessGrid
+from tests.hospital_client.policies import write_policy
 from tests.hospital_client.raw_tables import write_tables
 from tests.server.raw_consortium import LOOSE, Listening, RawConsortium, make_tables
 
@@ -375,3 +379,15 @@ def test_a_rare_medication_was_counted_by_a_vocabulary_after_counts_without_a_cu
     told = asked(place, "vocabulary_counts", **{"minimum-count": 5}).content.array_records["arrays"]
     assert (told["medications"].numpy().tolist(), told["medication-counts"].numpy().tolist()) == ([5], [59])
     assert number_of(greeted(place, Vocabulary(("A",), ("t",), (5, 666), ("D", "E")))) == 59
+
+
+@pytest.mark.parametrize("name", ["agreement.json", "asked.json"])
+def test_a_damaged_file_of_the_hospitals_was_told_at_the_first_message(tmp_path: Path, name: str) -> None:
+    tables = write_tables(tmp_path / "raw", {"patient": [(1, 7, "p")]})
+    state = write_policy(tmp_path / "state")
+    (state / name).write_text('{"cut": 1, "seeds": 1}')
+    place = HospitalPlace("127.0.0.1:9", tables, 7, state, None, None, is_raw=True)
+    with pytest.raises(TemptError, match=f"{name}: "):
+        launch(place, [].append, until=lambda: True)
+    (found,) = (f for f in look(place) if f.what == ("records" if name == "agreement.json" else "policy"))
+    assert not found.well and name in found.found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shared_model import training
 from shared_model.errors import TemptError
-from shared_model.module_state import adam_state, put_adam_back
+from shared_model.module_state import adam_state, hidden_state, put_adam_back, put_back, state_of
 from shared_model.randomness import generator
 from shared_model.settings import OptimizationSettings
 from shared_model.training import Progress, train
@@ -472,3 +472,36 @@ def test_adam_goes_on_with_moments_in_the_parameters_own_order_in_memory() -> No
     steps(first, again, 3)
     for one, other in zip(first.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Hidden(nn.Module):
+    """Keeps what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen = 0
+
+    def get_extra_state(self) -> int:
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        self.seen = state
+
+
+def test_a_module_whose_own_state_would_be_lost_at_a_resumption_is_refused() -> None:
+    assert hidden_state(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.LSTM(1, 1))) is None
+    module = nn.Sequential(nn.Linear(1, 1), Hidden())
+    assert hidden_state(module) == "1" and hidden_state(Hidden()) == "Hidden"
+    task = Scripted([1.0])
+    task.module = module  # type: ignore[assignment]
+    with pytest.raises(TemptError, match=r"its module 1 keeps a state of its own .* keep it in a buffer"):
+        run(task)
+
+
+def test_a_buffer_whose_numbers_share_memory_is_put_back() -> None:
+    module = nn.Linear(1, 1)
+    module.register_buffer("wide", torch.ones(1, 1).expand(1, 4))
+    kept = {name: tensor.clone() for name, tensor in state_of(module).items()} | {"wide": torch.arange(4.0)[None]}
+    put_back(module, kept)
+    assert module.wide.tolist() == [[0, 1, 2, 3]]
