@@ -22,7 +22,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def hidden_state(module: nn.Module) -> str | None:
-    """The module that keeps what is no tensor (`get_extra_state`), which no checkpoint here holds; None if none does."""
+    """The module that keeps what is no tensor (`get_extra_state`), which no checkpoint here holds; None for none."""
     found = (name for name, m in module.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state)
     return next((name or type(module).__name__ for name in found), None)
 
