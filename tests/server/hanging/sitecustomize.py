@@ -10,14 +10,14 @@ from tests.server.after_import import AfterImport
 
 def change(module: Any) -> None:
     """Training of the second epoch sleeps; Flower's heartbeats go on, so only a watchdog ends it."""
-    train = module.LocalPretraining.train
+    begin = module.LocalPretraining.begin
 
-    def hangs(self: Any, shared: Any, work: Any, **options: Any) -> Any:
+    def hangs(self: Any, shared: Any, work: Any, *more: Any) -> Any:
         if work.first_epoch == 2:
             time.sleep(10**6)
-        return train(self, shared, work, **options)
+        return begin(self, shared, work, *more)
 
-    module.LocalPretraining.train = hangs
+    module.LocalPretraining.begin = hangs
 
 
 AfterImport("hospital_client.local_pretraining", change)
