@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, heard from the command's first line to its last.
 
 While it starts, nothing is written yet and an exception would come out of half an import: it ends at once. While it
-works an exception unwinds what is under way. While it tells its end, and after, that end stands.
+works an exception unwinds what is under way, once no import is. While it tells its end, and after, that end stands.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import threading
 from contextlib import suppress
 from types import FrameType
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
 
+_IMPORT_SECONDS = 0.05  # until a signal that came during an import is heard again
 _works = _has_worked = False
 _status: int | None = None
 _came: signal.Signals | None = None
@@ -53,8 +55,20 @@ def told(status: int) -> None:
     _status = status
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an exception there may pass through C++ (torch's), which aborts."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 def _heard(number: int, frame: FrameType | None) -> None:
     global _came
+    if _works and _status is None and _imports(frame):
+        again = threading.Timer(_IMPORT_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     before, _came = _came, signal.Signals(number)
     if _status is not None:
         os._exit(_status)

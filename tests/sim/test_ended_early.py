@@ -151,3 +151,28 @@ def test_server_and_hospital_that_began_nothing_say_so(
                 assert tempt(asked) == 130
             assert capsys.readouterr().err.splitlines()[-1] == words
             assert ([*tmp_path.iterdir()] == []) or where != "server.launch.check_own"
+
+
+DURING_AN_IMPORT = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sim.synthetic_raw":
+            for _ in range(3):
+                os.kill(os.getpid(), {number})
+            os.write(1, b"imported on")
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_exception_in_an_import_aborted_in_torchs_own_code(tmp_path: Path, number: signal.Signals) -> None:
+    """It is raised when the import is over: what it would have passed through may be C++."""
+    (tmp_path / "sitecustomize.py").write_text(DURING_AN_IMPORT.format(number=int(number)))
+    own = environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
+    words = command("synth", tmp_path / "raw", "--hospitals", "40", "--records", "40000")
+    done = subprocess.run(words, capture_output=True, text=True, env=own, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (STATUS[number], "imported on"), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("nothing was written") and not (tmp_path / "raw").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["sitecustomize.py"]
