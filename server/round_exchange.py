@@ -120,20 +120,20 @@ def _messages(
     federation, lives = state.plan.federation, lifetime(state.plan.federation.timeout)
     arrays = array_record(federation.encoding.encode(what.tensors))
     more = {part: array_record(federation.encoding.encode(of)) for part, of in what.more.items()}
+    fixed: dict[str, bool | int | float | str | list[str]] = {
+        "algorithm": federation.strategy,
+        "exchange": state.exchange,
+        "first-epoch": (number - 1) * federation.local_epochs + 1,
+        "keep-optimizer": federation.local_optimizer == "keep",
+        "bfloat16": federation.encoding.bfloat16,
+        "changed-rows": federation.encoding.changed_rows,
+    }
+    fixed |= {f"asked.{name}": float(value) for name, value in what.numbers.items()}
     found = {}
     for h in hospitals:
         if h.node is None:
             continue
         part, train = state.parts[h.hospital], h.hospital in asked
-        fixed: dict[str, bool | int | float | str | list[str]] = {
-            "algorithm": federation.strategy,
-            "exchange": state.exchange,
-            "first-epoch": (number - 1) * federation.local_epochs + 1,
-            "keep-optimizer": federation.local_optimizer == "keep",
-            "bfloat16": federation.encoding.bfloat16,
-            "changed-rows": federation.encoding.changed_rows,
-        }
-        fixed |= {f"asked.{name}": float(value) for name, value in what.numbers.items()}
         config = state.plan.config(
             round=number,
             train=train,
