@@ -88,7 +88,7 @@ def contrastive_loss(
     """
     if len(u_d) == 1:
         return (u_d.sum() + u_p.sum()) * 0
-    similarity = F.normalize(u_d, dim=1) @ F.normalize(u_p, dim=1).T / temperature  # records records
+    similarity = _direction(u_d) @ _direction(u_p).T / temperature  # records records
     positive = similarity.diagonal()
     # Eq. 9: the positive pair is not in the denominator
     negatives = similarity.masked_fill(torch.eye(len(u_d), dtype=torch.bool, device=u_d.device), -math.inf)
@@ -98,6 +98,11 @@ def contrastive_loss(
     loss_pd = (negatives.logsumexp(0) - positive).mean()
     return loss_dp + loss_pd
     # /Eq. 10
+
+
+def _direction(u: Float[Tensor, "records c"]) -> Float[Tensor, "records c"]:
+    """u / |u|, which is 0 and has no gradient where u is 0, as where all of an MLP's hidden units are off."""
+    return F.normalize(torch.where((u == 0).all(1, keepdim=True), u.detach(), u), dim=1)
 
 
 def least_contrastive_loss(records: int, temperature: float) -> float:

@@ -21,17 +21,17 @@ from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import initial_tensors
 from tests.sim import consortium
 
-SIZES = {3: 3, 8: 3, 21: 2}  # 2, 2 and 1 training records
+SIZES = {3: 3, 8: 3, 21: 2}
+"""2, 2 and 1 training records."""
 
 
-def pretrain(folder: Path, sets: dict[str, str], **federation: Any) -> dict[str, Any]:
-    dataset = consortium.make_dataset(consortium.make_records(SIZES))
+def pretrain(folder: Path, sets: dict[str, str], sizes: dict[int, int] = SIZES, **federation: Any) -> dict[str, Any]:
+    dataset = consortium.make_dataset(consortium.make_records(sizes))
     data = consortium.write_dataset(folder / "dataset", dataset)
     settings = consortium.settings(pretraining__patience="99", pretraining__learning_rate="0.03", **sets)
     plan = exchange.Plan("x", 42, settings, FederationSettings(**federation), dataset.vocabulary, expected=3)
-    grid = InProcessGrid({h: Place(data, h, folder) for h in SIZES}, None)
+    grid = InProcessGrid({h: Place(data, h, folder) for h in sizes}, None)
     hospitals, _ = exchange.greet(grid, plan)
-    assert [h.train for h in hospitals] == [2, 2, 1]
     files = FitFiles.of(folder, 42, PRETRAINING, 0)
     return rounds.pretrain(grid, plan, hospitals, initial_tensors(settings, dataset, 42), files, lambda row: None)
 
@@ -53,6 +53,13 @@ def test_no_honest_hospital_is_refused_for_its_loss(tmp_path: Path, name: str) -
     assert {h: part["rejected"] for h, part in result["hospitals"].items()} == {"3": [], "8": [], "21": []}
     if name in ("weighted", "cold"):
         assert min(row["loss"] for row in result["history"]) < 0, "else this tests nothing"
+
+
+def test_no_honest_hospital_is_refused_for_vectors_of_zeros(tmp_path: Path) -> None:
+    """Where an encoder is narrow all hidden units of a projector are off for some records, and Eq. 10 has no cosine."""
+    narrow, sizes = {"encoder__c": "3", "encoder__heads": "1"}, {3: 40, 8: 40, 21: 40}
+    result = pretrain(tmp_path, narrow, sizes, rounds=3, strategy="scaffold")
+    assert {h: part["rejected"] for h, part in result["hospitals"].items()} == {"3": [], "8": [], "21": []}
 
 
 @pytest.mark.parametrize("below, taken", [(0.0, True), (0.02, False)])

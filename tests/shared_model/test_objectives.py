@@ -150,10 +150,35 @@ def test_contrastive_loss_of_a_batch_of_one_is_0_with_gradient_0() -> None:
     assert [g.tolist() for g in gradient(loss, u_d, u_p)] == [[[0, 0]], [[0, 0]]]
 
 
-def test_contrastive_loss_with_a_vector_of_zeros_is_finite() -> None:
-    u_d = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
-    loss = contrastive_loss(u_d, torch.eye(2), 0.8)
-    assert loss.isfinite() and gradient(loss, u_d)[0].isfinite().all()
+def test_vector_of_zeros_has_no_gradient_and_changes_nothing_of_others() -> None:
+    """It has no direction: with 1e-12 for its length, as torch has it, its gradient is 1e12 times all others."""
+    u_d = oracles.scattered((4, C), 1)
+    u_d[2] = 0
+    u_d.requires_grad_()
+    u_p = oracles.scattered((4, C), 2).requires_grad_()
+    apart = u_d.detach().clone()
+    apart[2] = 0
+    others = [0, 1, 3]
+    # a constant row of cosines 0 in its place
+    similarity = torch.zeros(4, 4, dtype=torch.float64)
+    v_d, v_p = apart.requires_grad_(), u_p.detach().clone().requires_grad_()
+    for i in others:
+        similarity = similarity.index_put(
+            (torch.tensor(i), torch.arange(4)), torch.stack([oracles.cosine(v_d[i], of) for of in v_p]) / 0.8
+        )
+    expected = torch.zeros((), dtype=torch.float64)
+    for i in range(4):
+        rest = [j for j in range(4) if j != i]
+        expected = expected - (similarity[i, i] - similarity[i, rest].exp().sum().log()) / 4
+        expected = expected - (similarity[i, i] - similarity[rest, i].exp().sum().log()) / 4
+
+    loss = contrastive_loss(u_d, u_p, 0.8)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
+    of_d, of_p = gradient(loss, u_d, u_p)
+    wanted_d, wanted_p = gradient(expected, v_d, v_p)
+    assert of_d[2].tolist() == [0.0] * C
+    assert torch.allclose(of_d[others], wanted_d[others], rtol=0, atol=1e-11)
+    assert torch.allclose(of_p, wanted_p, rtol=0, atol=1e-11)
 
 
 sets_of_codes = st.lists(st.lists(st.integers(0, 10), max_size=6, unique=True), min_size=1, max_size=8)
