@@ -248,7 +248,11 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         if part != "arrays"
     }
     asked = AskedHere(
-        more, admission.asked_numbers(config, algorithm), _integer(config, "exchange"), _integer(config, "taken")
+        more,
+        admission.asked_numbers(config, algorithm),
+        _integer(config, "exchange"),
+        _integer(config, "taken"),
+        arriving=lambda gradient: _tensors(transport.decode(transport.encode(_values(gradient))), place),
     )
     keeps = bool(config["keep-optimizer"])
     state = place.kept_state(config) if keeps or algorithm.hospital_keeps else None
@@ -259,9 +263,8 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         state.propose(_integer(config, "round"), (begun.optimizer_state() if keeps else {}) | dict(to_keep))
     arrays = {}
     for part, kind in algorithm.tells.items():
-        values = {name: tensor.cpu().numpy() for name, tensor in answer.arrays[part].items()}
         encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode
-        arrays[part] = encode(values)
+        arrays[part] = encode(_values(answer.arrays[part]))
     return Reply({**numbers, **answer.numbers, "loss": answer.loss}, arrays, {}, parts=parts)
 
 
@@ -341,6 +344,10 @@ def _tensors(arrays: Mapping[str, NDArray[Any]], place: Place) -> dict[str, Tens
         name: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
         for name, array in arrays.items()
     }
+
+
+def _values(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def _transport(config: ConfigRecord) -> Transport:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from shared_model.errors import TemptError, printable
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_NAME = re.compile(rf"(?!.*(^|\.)[0-9]+$)(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", re.IGNORECASE)
+_NAME = re.compile(  # whose last label is no number: systems take 127.1 and 0x7f000001 for addresses
+    rf"(?!.*(^|\.)([0-9]+|0x[0-9a-f]*)$)(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", re.IGNORECASE
+)
 _PORT = re.compile(r"[0-9]{1,5}")
 ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a server that listens at every address is reached from its own machine."""

@@ -83,12 +83,14 @@ class AskedHere:
     Attributes:
         exchange: of the round, from 0 on.
         last_taken: the last round of which an answer of this hospital was taken, 0 for none.
+        arriving: a gradient as the server will have it, which bfloat16 rounds.
     """
 
     more: Mapping[str, Tensors]
     numbers: Mapping[str, float]
     exchange: int
     last_taken: int
+    arriving: Callable[[Tensors], Tensors] = lambda gradient: gradient
 
 
 @runtime_checkable

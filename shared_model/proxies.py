@@ -67,7 +67,9 @@ def proxy_for(host: str) -> Proxy | None:
     try:
         parts = urllib.parse.urlsplit(text)
         login, _, _ = parts.netloc.rpartition("@")
-        scheme, found, port = parts.scheme, parts.hostname or "", parts.port or 80
+        scheme, found, port = parts.scheme, parts.hostname or "", 80 if parts.port is None else parts.port
+        if not port:
+            raise ValueError("no port has the number 0")
     except ValueError:
         raise TemptError(f"{variable}: holds no URL of a proxy; {way_out}") from None
     if scheme != "http":

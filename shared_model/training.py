@@ -129,6 +129,12 @@ def train(
         )
     task.module.train()
     parameters = trained_parameters(task.module)
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise TemptError(
+                f"{purpose}: its parameter {name} is {parameter.dtype}, which fused Adam does not take; "
+                "keep real and imaginary parts as real numbers, by torch.view_as_real"
+            )
     device = next(iter(parameters.values())).device
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
     selects = epochs is None and task.validation_records > 0

@@ -66,6 +66,9 @@ def local(model: LocalModel, asked: AskedHere, kept: Tensors | None) -> tuple[An
     loss = model.epochs(before_step=correct)
     now = {name: total / model.steps for name, total in sums.items()}
     moved = {name: now[name] - own[name] for name in own}
+    # what rounding takes away on the way is missing in c: in c_i, too, or the two would drift apart
+    rounded = asked.arriving(moved)
+    now = {name: of + (rounded[name] - moved[name]) for name, of in now.items()}
     numbers = {_IS_NEW: 1} if kept is None and asked.last_taken else {}
     return Answer({UPDATE: model.tensors(), _C: moved}, loss, numbers), {f"{_C}.{n}": of for n, of in now.items()}
 

@@ -91,6 +91,8 @@ def test_an_address_is_reached_directly_where_no_proxy_names_it_and_the_loopback
         ("https_proxy", "http://me:secret@proxy:port", "holds no URL"),
         ("https_proxy", "http://me:secret@[proxy:1", "holds no URL"),
         ("https_proxy", "http://me:secret@:3128", "is empty"),
+        ("https_proxy", "http://me:secret@proxy:0", "holds no URL"),
+        ("https_proxy", "http://me:secret@0x7f000001:3128", "expected a name"),
     ],
 )
 def test_a_proxy_that_can_not_be_used_is_one_line_without_its_password(

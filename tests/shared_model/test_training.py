@@ -499,6 +499,14 @@ def test_a_module_whose_own_state_would_be_lost_at_a_resumption_is_refused() -> 
         run(task)
 
 
+def test_a_complex_parameter_is_refused() -> None:
+    task = Scripted([1.0])
+    task.module = nn.Module()  # type: ignore[assignment]
+    task.module.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(TemptError, match="its parameter phase is torch.complex64, .* torch.view_as_real"):
+        run(task)
+
+
 def test_a_buffer_whose_numbers_share_memory_is_put_back() -> None:
     module = nn.Linear(1, 1)
     module.register_buffer("wide", torch.ones(1, 1).expand(1, 4))
