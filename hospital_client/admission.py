@@ -15,7 +15,7 @@ from hospital_client import policy as policies
 from hospital_client.policy import Policy, Refused, read_policy
 from shared_model.algorithms import algorithm
 from shared_model.errors import TemptError
-from shared_model.federated_algorithm import Algorithm
+from shared_model.federated_algorithm import ASKED, Algorithm
 from shared_model.files import locked, private_directory, read_json, write_json
 from shared_model.settings import Settings
 
@@ -64,7 +64,7 @@ def admit(folder: Path, policy: Policy, kind: str, content: RecordDict, settings
 
 def asked_numbers(config: ConfigRecord, of: Algorithm) -> dict[str, float]:
     """The numbers of a message that its algorithm declares."""
-    return {name: float(cast(float, config[f"asked.{name}"])) for name in of.asks}
+    return {name: float(cast(float, config[f"{ASKED}{name}"])) for name in of.asks}
 
 
 def counts_of(folder: Path) -> Counts:

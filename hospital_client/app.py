@@ -37,7 +37,7 @@ from hospital_client.reply import Reply, without_too_few
 from hospital_client.watchdog import time_limit, work_limit
 from shared_model.algorithms import algorithm as algorithm_of
 from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system, printable
-from shared_model.federated_algorithm import AskedHere
+from shared_model.federated_algorithm import ASKED, AskedHere
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.settings import Settings
 from shared_model.transport import Transport
@@ -95,7 +95,8 @@ class Place:
         if not _EXPERIMENT.fullmatch(experiment):
             raise ValueError("the experiment's name is none")  # it becomes a folder's
         seed = _integer(config, "seed")
-        return KeptState(self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital))
+        folder = self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital)
+        return KeptState(folder, str(config.get("algorithm", "")))
 
 
 Handler = Callable[[RecordDict, Place], Reply]
@@ -154,8 +155,11 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
 
 
 def _request(config: ConfigRecord) -> dict[str, Any]:
-    """What the ledger says of a message: its seed and settings, as far as it has them."""
+    """What the ledger says of a message: its seed, settings and what its algorithm asks, as far as it has them."""
     found: dict[str, Any] = {"seed": _integer(config, "seed")} if "seed" in config else {}
+    if "algorithm" in config:
+        found |= {"algorithm": str(config["algorithm"]), "exchange": _integer(config, "exchange")}
+        found |= {name: value for name, value in config.items() if name.startswith(ASKED)}
     return found | ({"settings": _settings(config).model_dump(mode="json")} if "settings" in config else {})
 
 
@@ -241,7 +245,9 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
         epochs=_integer(config, "epochs"),
         stream=WHOLE_CONSORTIUM if config["alone"] else place.hospital,
     )
-    algorithm = algorithm_of(str(config["algorithm"]))
+    algorithm, exchange = algorithm_of(str(config["algorithm"])), _integer(config, "exchange")
+    if exchange not in range(algorithm.exchanges):
+        raise ValueError(f"the exchange {exchange} is none of the algorithm's")
     more = {
         part: _tensors(transport.decode(_arrays(record)), place)
         for part, record in content.array_records.items()
@@ -250,17 +256,19 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     asked = AskedHere(
         more,
         admission.asked_numbers(config, algorithm),
-        _integer(config, "exchange"),
+        exchange,
         _integer(config, "taken"),
         arriving=lambda gradient: _tensors(transport.decode(transport.encode(_values(gradient))), place),
     )
     keeps = bool(config["keep-optimizer"])
     state = place.kept_state(config) if keeps or algorithm.hospital_keeps else None
-    kept = state.of_round(asked.last_taken) if state is not None else None
+    kept = state.after(asked.last_taken, torch.device(place.device)) if state is not None else None
     begun = local.begin(shared, work, kept if keeps else None)
     answer, to_keep = algorithm.local(begun, asked, kept)
+    if to_keep and not algorithm.hospital_keeps:
+        raise ValueError("the algorithm keeps what it does not say that it keeps")
     if state is not None:
-        state.propose(_integer(config, "round"), (begun.optimizer_state() if keeps else {}) | dict(to_keep))
+        state.propose(_integer(config, "serial"), (begun.optimizer_state() if keeps else {}) | dict(to_keep))
     arrays = {}
     for part, kind in algorithm.tells.items():
         encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,20 @@ ALLOWED_CODES = {"vocabulary_counts": {"diagnoses", "procedures"}, "vocabulary_r
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def check(kind: str, numbers: Numbers, texts: Texts, more: Collection[str] = ()) -> None:
+def check(kind: str, numbers: Numbers, texts: Texts, more: Mapping[str, tuple[int, int]] | None = None) -> None:
     """Refuse a reply whose numbers or texts are not those that its kind allows.
 
     Args:
-        more: numbers that the message's algorithm has besides.
+        more: whole numbers that the message's algorithm has besides, with their least and most.
 
     Raises:
         ValueError: what is not allowed is named, not shown.
     """
     for name, number in numbers.items():
-        if not (ALLOWED_NUMBERS[kind].fullmatch(name) or name in more) or type(number) not in (int, float):
+        bounds = (more or {}).get(name)
+        is_own = bounds is not None and type(number) is int and bounds[0] <= number <= bounds[1]
+        is_known = ALLOWED_NUMBERS[kind].fullmatch(name) and type(number) in (int, float)
+        if not (is_own or is_known):
             raise ValueError(f"a number '{name}' must not leave in a reply to '{kind}'")
     for name, text in texts.items():
         if name not in ALLOWED_TEXTS.get(kind, ()) or not _DIGEST.fullmatch(text):

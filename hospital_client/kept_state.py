@@ -1,8 +1,8 @@
-"""What a hospital keeps between rounds, and takes back if the server did not take its update.
+"""What a hospital keeps between exchanges, and takes back if the server did not take its answer.
 
-State of a round is written as pending. The server's next message says which of the hospital's updates it took last:
-the pending state of that round becomes the hospital's, any other is forgotten. The one before it stays, for a server
-that takes a step back: it leaves the last round's updates out after all.
+State of an exchange is written as pending. The server's next message says which of the hospital's answers it took last:
+the pending state of that one becomes the hospital's, any other is forgotten. The one before it stays, for a server that
+takes a step back: it leaves the last answers out after all. Exchanges are numbered over all rounds, from 1 on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from shared_model import checkpoint
@@ -19,46 +20,53 @@ from shared_model.files import private_directory
 
 
 class KeptState:
-    """A hospital's state of one experiment, in a folder of its own."""
+    """A hospital's state of one experiment, in a folder of its own.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        algorithm: whose state it is; that of another one is none to go on with.
+    """
+
+    def __init__(self, folder: Path, algorithm: str) -> None:
+        self._folder, self._algorithm = folder, algorithm
         self._kept, self._pending = folder / "kept.safetensors", folder / "pending.safetensors"
         self._before = folder / "before.safetensors"
 
-    def of_round(self, taken: int) -> dict[str, Tensor] | None:
-        """The state after the update of round `taken` (0: none was taken), or None if there is none to go on with.
+    def after(self, taken: int, device: torch.device) -> dict[str, Tensor] | None:
+        """The state after the answer of exchange `taken` (0: none was taken), or None if there is none to go on with.
 
-        A hospital that lost its disk, or whose files are damaged, therefore starts from nothing.
+        A hospital that lost its disk, or whose files are damaged, therefore starts from nothing. What it has of other
+        exchanges stays until it answers twice more, as a message may name a wrong one, but not where none was taken:
+        that is another run's.
         """
-        if _round_of(self._pending) == taken:
+        if self._exchange_of(self._pending) == taken:
             if self._kept.exists():
                 self._kept.replace(self._before)
             self._pending.replace(self._kept)
         self._pending.unlink(missing_ok=True)
-        if _round_of(self._kept) != taken and _round_of(self._before) == taken:
+        if self._exchange_of(self._kept) != taken and self._exchange_of(self._before) == taken:
             self._before.replace(self._kept)
-        if _round_of(self._kept) == taken:
-            return checkpoint.load(self._kept)[0]
-        for path in (self._kept, self._before):
-            path.unlink(missing_ok=True)
+        if self._exchange_of(self._kept) == taken:
+            return checkpoint.load(self._kept, device)[0]
+        if not taken:
+            self.forget()
         return None
 
-    def propose(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the state of a round's update until the server says whether it took it."""
+    def propose(self, serial: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the state of an exchange's answer until the server says whether it took it."""
         private_directory(self._folder)
-        checkpoint.save(self._pending, tensors, {"round": number}, durable=False)
+        about = {"exchange": serial, "algorithm": self._algorithm}
+        checkpoint.save(self._pending, tensors, about, durable=False)
 
     def forget(self) -> None:
         """Remove what was kept."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-
-def _round_of(path: Path) -> int | None:
-    """The round that a file is of, None if there is no sound one."""
-    if not path.exists():
-        return None
-    try:
-        return int(checkpoint.load(path)[1]["round"])
-    except TemptError:
-        return None
+    def _exchange_of(self, path: Path) -> int | None:
+        """The exchange that a file is of, None if there is no sound one of this algorithm."""
+        if not path.exists():
+            return None
+        try:
+            about = checkpoint.load(path)[1]
+            return int(about["exchange"]) if about["algorithm"] == self._algorithm else None
+        except (TemptError, KeyError):
+            return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -64,7 +65,11 @@ class _AcceptedRounds(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fals
 if TYPE_CHECKING:
     AcceptedRounds = _AcceptedRounds
 else:  # and the numbers that the algorithms ask for
-    _ASKED = {number: of for name in algorithms() for number, of in algorithm(name).asks.items()}
+    _ASKED = {}
+    for _name in algorithms():
+        for _number, _of in algorithm(_name).asks.items():  # of two with one name what both accept
+            (_least, _most), (_other, _another) = _of.accepted, _ASKED.get(_number, _of).accepted
+            _ASKED[_number] = replace(_of, accepted=(max(_least, _other), min(_most, _another)))
     AcceptedRounds = create_model(
         "AcceptedRounds",
         __base__=_AcceptedRounds,

@@ -1,4 +1,4 @@
-"""What the server keeps of each hospital for an algorithm that asks for it: what `accept` returned, one file a round.
+"""What the server keeps of each hospital for an algorithm that asks for it: what `accept` returned, a file each time.
 
 A resumption and a step back need it; one hospital's is in memory at a time.
 """
@@ -17,7 +17,7 @@ from shared_model.federated_algorithm import Arrays
 from shared_model.files import private_directory
 from shared_model.fitting import FitFiles
 
-_KEPT = 2  # rounds of a hospital: its last, and the one before it for a step back
+_KEPT = 2  # exchanges of a hospital: its last, and the one before it for a step back
 
 
 class Contributions:
@@ -30,13 +30,13 @@ class Contributions:
     def __init__(self, files: FitFiles, algorithm: str) -> None:
         self._files, self._algorithm = files, algorithm
 
-    def of(self, hospital: int, number: int) -> Arrays:
-        """What a hospital has contributed up to a round.
+    def of(self, hospital: int, serial: int) -> Arrays:
+        """What a hospital has contributed up to an exchange.
 
         Raises:
             TemptError: it is lost or damaged.
         """
-        path = self._there(hospital, number)
+        path = self._there(hospital, serial)
         try:
             tensors, _ = checkpoint.load(path)
         except TemptError as error:
@@ -45,35 +45,35 @@ class Contributions:
             ) from None
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
-    def keep(self, hospital: int, number: int, arrays: Arrays) -> None:
+    def keep(self, hospital: int, serial: int, arrays: Arrays) -> None:
         private_directory(_folder(self._files))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        checkpoint.save(self._file(hospital, number), tensors, {"round": number}, durable=False)
+        checkpoint.save(self._file(hospital, serial), tensors, {"exchange": serial}, durable=False)
 
-    def check(self, taken: Mapping[int, Sequence[int]]) -> None:
+    def check(self, kept: Mapping[int, Sequence[int]]) -> None:
         """Refuse to go on without what hospitals have contributed.
 
         Args:
-            taken: the rounds of which an answer was taken, by hospital.
+            kept: the exchanges of which something was kept, by hospital.
 
         Raises:
             TemptError: a file is not there, as of a checkpoint of a release that kept none.
         """
-        for hospital, rounds in taken.items():
-            if rounds:
-                self._there(hospital, rounds[-1])
+        for hospital, serials in kept.items():
+            if serials:
+                self._there(hospital, serials[-1])
 
-    def prune(self, taken: Mapping[int, Sequence[int]]) -> None:
+    def prune(self, kept: Mapping[int, Sequence[int]]) -> None:
         """Remove what neither a resumption nor a step back needs, once the checkpoint is written."""
         if not _folder(self._files).is_dir():
             return
-        needed = {self._file(hospital, number) for hospital, rounds in taken.items() for number in rounds[-_KEPT:]}
+        needed = {self._file(hospital, serial) for hospital, serials in kept.items() for serial in serials[-_KEPT:]}
         for path in _folder(self._files).iterdir():
             if path not in needed:
                 path.unlink()
 
-    def _there(self, hospital: int, number: int) -> Path:
-        path = self._file(hospital, number)
+    def _there(self, hospital: int, serial: int) -> Path:
+        path = self._file(hospital, serial)
         if not path.is_file():
             raise TemptError(
                 f"{path}: what hospital {hospital} has contributed to {self._algorithm} is not there; delete "
@@ -81,8 +81,8 @@ class Contributions:
             )
         return path
 
-    def _file(self, hospital: int, number: int) -> Path:
-        return _folder(self._files) / f"{hospital}.{number}.safetensors"
+    def _file(self, hospital: int, serial: int) -> Path:
+        return _folder(self._files) / f"{hospital}.{serial}.safetensors"
 
 
 def forget_contributions(files: FitFiles) -> None:

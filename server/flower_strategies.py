@@ -1,4 +1,4 @@
-"""Flower's strategies as the end of a round, for algorithms whose file leaves that to them; found by the name."""
+"""Flower's strategies as the end of a round, for algorithms whose file names one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,34 @@ from server.plain_message import array_record, plain_message
 from shared_model.algorithms import Chosen
 from shared_model.algorithms._server_optimizer import SERVER
 from shared_model.algorithms.fedavg import Mean
+from shared_model.errors import TemptError
 from shared_model.federated_algorithm import NOW, Arrays, State
 
 _WEIGHT = "num-examples"
-_CLASSES: dict[str, Any] = {name.lower(): found for name, found in vars(flower).items() if isinstance(found, type)}
+
+
+def check_strategy(algorithm: Chosen) -> None:
+    """Refuse a strategy that Flower does not have, or not with the algorithm's options, before anything is asked for.
+
+    Raises:
+        TemptError: what is wrong with which file.
+    """
+    name = algorithm.algorithm.finish
+    if not isinstance(name, str):
+        return
+    try:
+        _strategy(name, algorithm.options)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TemptError(f"strategy '{algorithm.name}': Flower's {name} does not end its rounds: {error}") from None
 
 
 def finish(algorithm: Chosen, state: State, gathered: Mean | list[tuple[Arrays, int]], number: int) -> State:
-    """The next state, by Flower's strategy of the algorithm's name.
+    """The next state, by the strategy of Flower's that the algorithm names.
 
     Args:
         gathered: a mean, for a strategy that goes on from one, or every update with its weight.
     """
-    strategy = _CLASSES[algorithm.name.replace("-", "")](weighted_by_key=_WEIGHT, **algorithm.options)
+    strategy = _strategy(str(algorithm.algorithm.finish), algorithm.options)
     _restore(strategy, state.get(SERVER, {}))
     current = state[NOW]
     strategy.current_arrays = array_record(current) if isinstance(strategy, flower.FedAvgM) else dict(current)
@@ -35,6 +50,10 @@ def finish(algorithm: Chosen, state: State, gathered: Mean | list[tuple[Arrays, 
         arrays, _ = strategy.aggregate_train(number, [_reply(*update) for update in updates])
         found = {name: np.asarray(array.numpy(), dtype=np.float32) for name, array in arrays.items()}
     return {NOW: found} | ({SERVER: _moments(strategy)} if SERVER in state else {})
+
+
+def _strategy(name: str, options: Mapping[str, float]) -> Any:
+    return getattr(flower, name)(weighted_by_key=_WEIGHT, **options)
 
 
 def _moments(strategy: Any) -> dict[str, NDArray[np.generic]]:

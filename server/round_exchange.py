@@ -13,8 +13,9 @@ from flwr.serverapp import Grid
 from server.exchange import Hospital, error_of, exchange, is_missing, least_of, lifetime, metrics_of, size_of, within
 from server.plain_message import array_record
 from server.round_state import RoundState
-from server.validation import BadNumbers, Rejected, count_of, gradient_of, number_of, update_of
-from shared_model.federated_algorithm import Asked, Told
+from server.validation import BadNumbers, Rejected, count_of, gradient_of, number_of, size_of_tensors, update_of
+from shared_model.errors import TemptError
+from shared_model.federated_algorithm import ASKED, NOW, Algorithm, Arrays, Asked, Told, Unusable
 from shared_model.pretraining import least_loss, slope
 
 _LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
@@ -38,7 +39,7 @@ class Came:
         loss: summed over training records, `weight` of them, as they count.
         sound: replies that hold what they should.
         gathered: of the algorithm, of those that were taken.
-        taken: hospitals whose update was taken, with its weight.
+        taken: hospitals whose update was taken, with its weight; of `kept` the server keeps something.
         why_not: why a hospital's reply was not taken; of these `missing` did not answer, `bad` made no sound numbers.
     """
 
@@ -51,6 +52,7 @@ class Came:
     weight: int = 0
     sound: int = 0
     taken: dict[int, int] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
     why_not: dict[int, str] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
     bad: set[int] = field(default_factory=set)
@@ -68,6 +70,10 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
     scoring = state.selects and state.open_row is not None
     by_id = {h.hospital: h for h in state.hospitals if h.hospital in asked or (scoring and h.validation)}
     what = algorithm.ask(state.state, state.chosen.options, state.exchange)
+    if not state.exchange and not _same(what.tensors, state.current):
+        raise TemptError(
+            f"strategy '{state.chosen.name}': a round's first exchange asks for other tensors than '{NOW}'"
+        )
     messages = _messages(state, what, grid, list(by_id.values()), number, asked, scoring)
     for hospital in [h for h in by_id if h not in messages]:
         state.parts[hospital].missed += 1
@@ -86,6 +92,7 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
             continue
         try:
             answer = _checked(state, what, reply, expected, trains=hospital in asked, scores=scoring)
+            kept = None if answer.told is None else _accepted(algorithm, came.gathered, answer.told)
         except Rejected as why:
             part.rejected.append(f"{came.doing}: {why}")
             came.why_not[hospital] = str(why)
@@ -99,9 +106,9 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
             part_counted = counts.validation / expected.validation if expected.validation else 1.0
             came.score, came.scored = came.score + answer.score * part_counted, came.scored + counts.validation
         if answer.told is not None:
-            kept = algorithm.accept(came.gathered, answer.told)
             if kept is not None:
-                state.contributions.keep(hospital, number, kept)
+                state.contributions.keep(hospital, state.serial, kept)
+                came.kept.append(hospital)
             came.loss, came.weight = came.loss + answer.loss * counts.train, came.weight + counts.train
             came.taken[hospital] = counts.train
     return came
@@ -123,24 +130,25 @@ def _messages(
     fixed: dict[str, bool | int | float | str | list[str]] = {
         "algorithm": federation.strategy,
         "exchange": state.exchange,
+        "serial": state.serial,
         "first-epoch": (number - 1) * federation.local_epochs + 1,
         "keep-optimizer": federation.local_optimizer == "keep",
         "bfloat16": federation.encoding.bfloat16,
         "changed-rows": federation.encoding.changed_rows,
     }
-    fixed |= {f"asked.{name}": float(value) for name, value in what.numbers.items()}
+    fixed |= {f"{ASKED}{name}": float(value) for name, value in what.numbers.items()}
     found = {}
     for h in hospitals:
         if h.node is None:
             continue
-        part, train = state.parts[h.hospital], h.hospital in asked
+        train = h.hospital in asked
         config = state.plan.config(
             round=number,
             train=train,
             score=scoring and h.validation > 0,
             epochs=federation.local_epochs,
             alone=len(state.hospitals) == 1,
-            taken=part.taken[-1] if part.taken else 0,
+            taken=(state.accepted.get(h.hospital) or [0])[-1],
             **fixed,
         )
         message = RecordDict({"arrays": arrays, "config": config, **(more if train else {})})
@@ -167,27 +175,47 @@ def _checked(
         return _Checked(score)
     pretraining = state.plan.settings.pretraining
     loss = number_of(metrics, "loss", least=least_loss(pretraining, expected.train), most=_LARGEST_LOSS)
-    return _Checked(score, loss, _told(state, what, reply, expected.hospital))
+    return _Checked(score, loss, _told(state, what, reply, expected.hospital, loss))
 
 
-def _told(state: RoundState, what: Asked, reply: Message, hospital: int) -> Told:
+def _told(state: RoundState, what: Asked, reply: Message, hospital: int, loss: float) -> Told:
     """The algorithm's part of a reply."""
     algorithm, federation = state.chosen.algorithm, state.plan.federation
     records = reply.content.array_records
     encoding, largest = federation.encoding, federation.largest_update
-    arrays = {}
+    arrays, bounds, size = {}, {}, size_of_tensors(what.tensors)
     for part, kind in algorithm.tells.items():
         if kind == "update":
+            bounds[part] = largest * size
             arrays[part] = update_of(records.get(part), what.tensors, encoding, largest)
         else:
             steep = largest * slope(state.plan.settings.pretraining)
+            bounds[part] = steep * size
             arrays[part] = gradient_of(part, records.get(part), what.tensors, encoding, steep)
     metrics = reply.content.metric_records["metrics"]
     numbers = {
-        name: count_of(metrics, name, least=least, most=most)
+        name: count_of(metrics, name, least=least, most=most) if name in metrics else least
         for name, (least, most) in algorithm.numbers.items()
-        if name in metrics
     }
-    weight, taken = state.counts[hospital].train, state.parts[hospital].taken
-    before = state.contributions.of(hospital, taken[-1]) if algorithm.server_keeps and taken else None
-    return Told(arrays, numbers, weight, weight / state.records, before)
+    weight, kept = state.counts[hospital].train, state.kept.get(hospital)
+    before = state.contributions.of(hospital, kept[-1]) if kept else None
+    return Told(hospital, arrays, numbers, loss, weight, weight / state.records, before, bounds)
+
+
+def _accepted(algorithm: Algorithm, gathered: Any, told: Told) -> Arrays | None:
+    """Take an answer; what the server is to keep.
+
+    Raises:
+        BadNumbers: the algorithm can't use it.
+    """
+    try:
+        kept = algorithm.accept(gathered, told)
+    except Unusable as why:
+        raise BadNumbers(str(why)) from None
+    return kept if algorithm.server_keeps else None
+
+
+def _same(tensors: Arrays, current: Arrays) -> bool:
+    return tensors.keys() == current.keys() and all(
+        array is current[name] or np.array_equal(array, current[name]) for name, array in tensors.items()
+    )

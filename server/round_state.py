@@ -11,18 +11,20 @@ import torch
 
 from server.contributions import Contributions
 from server.exchange import Hospital, Plan
+from server.flower_strategies import check_strategy
 from server.participation import Participation, drawn
-from server.step_back import LeftOut, Stand, arrays_of, state_of
+from server.step_back import LeftOut, Stand, arrays_of, names_of, state_of
 from server.weights import bounded, counted, in_words
 from shared_model import checkpoint
 from shared_model.algorithms import chosen
 from shared_model.errors import TemptError
-from shared_model.federated_algorithm import NOW, Arrays
+from shared_model.federated_algorithm import NOW, Arrays, State, check_state
 from shared_model.fitting import FitFiles
 from shared_model.training import Progress, most_epochs, out_of_patience, progress_of
 
 _MOST_AT_ONCE = 100
 """Hospitals of a round whose answers may be held at once: 1.2 GB of a model of the paper's size."""
+_STATE, _BEST, _BEFORE = "state.", "best.", "before."  # how names in the checkpoint begin
 
 
 class RoundState:
@@ -36,8 +38,11 @@ class RoundState:
         self.plan, self.hospitals = plan, list(hospitals)
         federation = plan.federation
         self.chosen = chosen(federation.strategy, federation.options)
-        self.state = self.chosen.algorithm.begin(initial)
+        check_strategy(self.chosen)
+        self.initial, self.state = initial, self.checked(self.chosen.algorithm.begin(initial), initial)
         self.exchange = 0  # of the next round, of its algorithm's
+        self.accepted: dict[int, list[int]] = {}  # a hospital's last exchanges whose answer made a state, by serial
+        self.kept: dict[int, list[int]] = {}  # of these, those with something that the server keeps
         self.contributions = Contributions(files, federation.strategy)
         self.best: Arrays = self.current
         self.progress = Progress()
@@ -54,6 +59,23 @@ class RoundState:
         """The shared tensors."""
         return self.state[NOW]
 
+    @property
+    def serial(self) -> int:
+        """The number of the next exchange over all rounds, from 1 on."""
+        return self.progress.epoch * self.chosen.algorithm.exchanges + self.exchange + 1
+
+    def checked(self, state: State, initial: Arrays) -> State:
+        """The same state, if it is one.
+
+        Raises:
+            TemptError: its algorithm made what a checkpoint could not hold as it is.
+        """
+        try:
+            check_state(state, initial)
+        except (ValueError, AttributeError) as error:
+            raise TemptError(f"strategy '{self.chosen.name}': {error}") from None
+        return state
+
     def _agree(self) -> None:
         """What follows from who takes part."""
         federation = self.plan.federation
@@ -66,6 +88,13 @@ class RoundState:
         expected = max(self.plan.expected, len(self.hospitals)) - sum(not h.train for h in self.hospitals)
         # Of the expected, not of those who happened to come: else fewer than the quorum could end a round
         self.drawn = max(1, round(federation.fraction * expected))
+        least = self.chosen.algorithm.least(self.chosen.options)
+        if self.records and self.drawn < least:
+            raise TemptError(
+                f"strategy '{self.chosen.name}' with {self.chosen.options_in_words} needs the updates of {least} "
+                f"hospitals, and {self.drawn} train in a round; give other options, more hospitals or another strategy"
+            )
+        self.needed = max(federation.needed(self.drawn), least)
         if self.chosen.algorithm.holds_all and len(self.drawn_in(1)) > _MOST_AT_ONCE:
             raise TemptError(
                 f"strategy '{self.chosen.name}' holds every update at once, at most {_MOST_AT_ONCE}, and "
@@ -119,17 +148,18 @@ class RoundState:
         why = f"its tensors made no numbers in round {number}"
         if before is None or not self.leave_out(before.epoch + 1, weights, why):
             return False
-        if before.epoch < self.progress.epoch:
-            for hospital in weights:
+        for hospital in weights:
+            if before.epoch < self.progress.epoch:
                 self.parts[hospital].taken.remove(before.epoch + 1)
         self.take_back(before)
+        for serials in (*self.accepted.values(), *self.kept.values()):
+            serials[:] = [serial for serial in serials if serial < self.serial]
         self.before = self.open_row = None
         return True
 
     def leave_out(self, number: int, weights: Mapping[int, int], why: str) -> bool:
         """Leave the heaviest update out of a round that is done again; whether there is one, and a quorum without."""
-        needed = self.plan.federation.needed(self.drawn)
-        hospital = self.left_out.next_of(number, weights, self.drawn_in(number), needed)
+        hospital = self.left_out.next_of(number, weights, self.drawn_in(number), self.needed)
         if hospital is None:
             return False
         self.left_out.add(number, hospital)
@@ -154,13 +184,13 @@ class RoundState:
         return row
 
     def save(self, path: Path) -> None:
-        tensors = self.stand().tensors()
+        tensors = self.stand().tensors(_STATE)
         if self.best is not self.current:
-            tensors |= {f"best.{name}": torch.from_numpy(array) for name, array in self.best.items()}
+            tensors |= {f"{_BEST}{name}": torch.from_numpy(array) for name, array in self.best.items()}
         before_is_best = self.before is not None and self.before.state[NOW] is self.best  # as it mostly is
         if self.before is not None:
             others = {part: of for part, of in self.before.state.items() if part != NOW or not before_is_best}
-            tensors |= replace(self.before, state=others).tensors("before.")
+            tensors |= replace(self.before, state=others).tensors(_BEFORE)
         about = {
             "experiment": self.plan.experiment,
             "hospitals": [asdict(replace(h, node=None)) for h in self.hospitals],
@@ -169,28 +199,36 @@ class RoundState:
             "row": self.open_row,
             "ended": self.ended,
             "before": None if self.before is None else self.before.about() | {"is_best": before_is_best},
+            "names": names_of(self.state),
+            "names_before": {} if self.before is None else names_of(self.before.state),
+            "accepted": {str(h): serials for h, serials in self.accepted.items()},
+            "kept": {str(h): serials for h, serials in self.kept.items()},
             "weights": {str(h): weight for h, weight in self.weights.items()},
             "left_out": asdict(self.left_out),
             "exchange": self.exchange,
         }
         checkpoint.save(path, tensors, about, durable=False)
         if self.chosen.algorithm.server_keeps:
-            self.contributions.prune({h: part.taken for h, part in self.parts.items()})
+            self.contributions.prune(self.kept)
 
     def restore(self, path: Path) -> None:
         tensors, about = checkpoint.load(path)
-        like = self.state
         try:
             if about["experiment"] != self.plan.experiment:
                 raise KeyError("its settings differ")
             self.progress = progress_of(about["progress"])
-            self.state, self.exchange = state_of(tensors, like), int(about["exchange"])
-            there = any(name.startswith("best.") for name in tensors)
-            self.best = arrays_of(tensors, "best.", self.current) if there else self.current
+            self.state, self.exchange = state_of(tensors, about["names"], _STATE), int(about["exchange"])
+            check_state(self.state, self.initial)
+            there = any(name.startswith(_BEST) for name in tensors)
+            self.best = arrays_of(tensors, _BEST, self.current) if there else self.current
             if (before := about["before"]) is not None:
                 best = {NOW: self.best} if before.pop("is_best") else {}
-                others = {part: names for part, names in like.items() if part not in best}
-                self.before = Stand(best | state_of(tensors, others, "before."), **before)
+                others = {part: names for part, names in about["names_before"].items() if part not in best}
+                state = state_of(tensors, others, _BEFORE) | best
+                check_state(state, self.initial)
+                self.before = Stand({part: state[part] for part in about["names_before"]}, **before)
+            self.accepted = {int(h): serials for h, serials in about["accepted"].items()}
+            self.kept = {int(h): serials for h, serials in about["kept"].items()}
             self.weights = {int(h): weight for h, weight in about["weights"].items()}
             self.left_out = LeftOut(**about["left_out"])
             nodes = {h.hospital: h.node for h in self.hospitals}
@@ -201,5 +239,5 @@ class RoundState:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TemptError(f"{path}: a checkpoint of another run ({error}); delete it to begin again") from None
         if self.chosen.algorithm.server_keeps:
-            self.contributions.check({h: part.taken for h, part in self.parts.items()})
+            self.contributions.check(self.kept)
         self._agree()

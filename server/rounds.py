@@ -31,6 +31,7 @@ from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.training import progress_of
 
 OnRound = Callable[[dict[str, Any]], None]
+_SERIALS = 3  # of a hospital that are known: a step back takes one away, and a resumption may be of the one before
 
 
 def pretrain(
@@ -110,7 +111,7 @@ class _Rounds(RoundState):
         came = exchange_of(self, grid, number, asked)
         for hospital, reason in came.why_not.items():
             plan.told.say(f"{came.doing}: hospital {hospital} is left out: {reason}")
-        why_below, needed = None, federation.needed(self.drawn)
+        why_below, needed = None, self.needed
         enough = came.scored >= federation.needed(self.validation - came.unscored)
         if asked and len(came.taken) < needed:
             who = next((f"hospital {h}: {why}" for h, why in came.why_not.items() if h in asked), "no others take part")
@@ -119,7 +120,7 @@ class _Rounds(RoundState):
                 whose = self.left_out.in_words(self.before.epoch + 1, self.made())
             why_below = TooFewHospitals(
                 f"round {number}: the updates of {len(came.taken)} of {self.drawn} hospitals could be taken, "
-                f"the quorum is {federation.quorum:g}; {who}{whose}"
+                f"{self._quorum()}; {who}{whose}"
             )
         fails = len(came.taken) < needed <= len(came.taken) + len(came.bad.intersection(asked)) if asked else not enough
         if fails and came.blames_the_tensors and self.step_back(number):
@@ -166,6 +167,13 @@ class _Rounds(RoundState):
         if not come_back(grid, nodes, needed, self._wait_until):
             raise why
 
+    def _quorum(self) -> str:
+        """How many a round needs, and why."""
+        federation, least = self.plan.federation, self.chosen.algorithm.least(self.chosen.options)
+        if self.needed > federation.needed(self.drawn):
+            return f"{self.chosen.name} needs {least} ({self.chosen.options_in_words})"
+        return f"the quorum is {federation.quorum:g}"
+
     def _move(self, number: int, came: Came) -> bool:
         """The next state is made of the answers; whether the round is done with that.
 
@@ -174,19 +182,21 @@ class _Rounds(RoundState):
         Raises:
             TemptError: the strategy left what is no number, and not because of one answer.
         """
-        federation, begun = self.plan.federation, self.stand()
-        state = self._finish(number, came.gathered)
+        federation, begun, serial = self.plan.federation, self.stand(), self.serial
+        state = self.checked(self._finish(number, came.gathered), self.initial)
         for name, array in ((name, array) for part in state.values() for name, array in part.items()):
-            if not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 what = f"{federation.strategy} left NaN or infinity in tensor {name}"
                 if self.leave_out(number, came.taken, what):
                     return False
-                options = ", ".join(f"{option}={value:g}" for option, value in federation.options.items())
                 raise TemptError(
-                    f"round {number}: {what}; choose other options ({options or 'the defaults'} now)"
+                    f"round {number}: {what}; choose other options ({self.chosen.options_in_words} now)"
                     f"{self.left_out.in_words(number, came.taken)}"
                 )
         self.before, self.state, self.weights = begun, state, dict(came.taken)
+        for known, hospitals in ((self.accepted, came.taken), (self.kept, came.kept)):
+            for hospital in hospitals:
+                known[hospital] = [*known.get(hospital, []), serial][-_SERIALS:]
         self.exchange = (self.exchange + 1) % self.chosen.algorithm.exchanges
         if self.exchange:
             return False
@@ -199,6 +209,6 @@ class _Rounds(RoundState):
 
     def _finish(self, number: int, gathered: Any) -> State:
         algorithm, options = self.chosen.algorithm, self.chosen.options
-        if algorithm.finish is None:
+        if isinstance(algorithm.finish, str):
             return finish(self.chosen, self.state, gathered, number)
         return algorithm.finish(self.state, gathered, options, number, self.exchange)

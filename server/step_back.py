@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared_model.federated_algorithm import Arrays, State
+from shared_model.federated_algorithm import State
 
 _MOST_LEFT_OUT = 3
 """Updates of one round that are left out, one after the other: each costs the round anew."""
@@ -35,38 +35,37 @@ class Stand:
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """For a checkpoint, under names that begin with the prefix."""
         named = {f"{prefix}{part}.{name}": array for part, of in self.state.items() for name, array in of.items()}
-        return {name: torch.from_numpy(np.asarray(array)) for name, array in named.items()}
+        return {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in named.items()}
 
     def about(self) -> dict[str, int]:
         """The same, of what is no tensor."""
         return {"epoch": self.epoch, "exchange": self.exchange, "step": self.step}
 
 
-def state_of(tensors: Mapping[str, Tensor], like: State, prefix: str = "") -> State:
-    """What `Stand.tensors` gave.
+def names_of(state: State) -> dict[str, list[str]]:
+    """What `state_of` needs to know: the arrays of each part, an empty one's too."""
+    return {part: list(of) for part, of in state.items()}
+
+
+def state_of(tensors: Mapping[str, Tensor], names: Mapping[str, Sequence[str]], prefix: str = "") -> State:
+    """What `Stand.tensors` gave, each array with its type.
 
     Args:
-        like: has the same parts; one that begins empty may hold anything.
+        names: what `names_of` gave.
 
     Raises:
         KeyError: an array is missing.
     """
-    return {part: _part_of(tensors, f"{prefix}{part}.", names) for part, names in like.items()}
+    return {part: arrays_of(tensors, f"{prefix}{part}.", of) for part, of in names.items()}
 
 
-def arrays_of(tensors: Mapping[str, Tensor], prefix: str, like: Iterable[str]) -> Arrays:
+def arrays_of(tensors: Mapping[str, Tensor], prefix: str, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """The arrays of a checkpoint whose names begin with a prefix.
 
     Raises:
         KeyError: one is missing.
     """
-    return {name: np.asarray(tensors[f"{prefix}{name}"].numpy(), dtype=np.float32) for name in like}
-
-
-def _part_of(tensors: Mapping[str, Tensor], prefix: str, like: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    if like:
-        return dict(arrays_of(tensors, prefix, like))
-    return {name.removeprefix(prefix): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
+    return {name: tensors[f"{prefix}{name}"].numpy() for name in names}
 
 
 @dataclass

@@ -155,9 +155,14 @@ def _check(what: str, came: Mapping[str, tuple[Float32, Float32 | None]], curren
         if not np.isfinite(square) and not np.isfinite(array).all():
             raise BadNumbers(f"{what}: tensor {name} holds NaN or infinity")
         squares += square
-    norm, size = squares**0.5, sum(_square(array) for array in current.values()) ** 0.5
+    norm, size = squares**0.5, size_of_tensors(current)
     if norm > largest * size:
         raise BadNumbers(f"{what}: its norm is {norm:.3g}, expected at most {largest:g} times {size:.3g}")
+
+
+def size_of_tensors(current: Arrays) -> float:
+    """The norm of all shared tensors, which others are measured by."""
+    return float(sum(_square(array) for array in current.values()) ** 0.5)
 
 
 def _square(array: Float32) -> float:

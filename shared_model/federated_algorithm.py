@@ -6,14 +6,17 @@ knows it by being there. Most differ from FedAvg in one or two fields: `replace(
 A round is one exchange or several. In each, `ask` says what goes to every hospital that was drawn; `local` answers
 there, from what came and what the hospital kept; the server hands the answers to `accept` one after another, in the
 order of the hospitals' ids; `finish` makes the next state of them. All are pure functions: what must outlive an
-exchange is in the state, a tree of arrays that the checkpoint holds, or in what hospital and server keep by returning
-it. The engine (`server/rounds.py`) does the rest and knows no algorithm.
+exchange is in the state, a tree of arrays that the checkpoint holds with their types, or in what hospital and server
+keep by returning it. What they keep lasts until they keep the next: of an exchange whose answer made the state, and of
+no other, whatever is lost, done again or taken back. The engine (`server/rounds.py`) does the rest and knows no
+algorithm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -30,6 +33,19 @@ Tensors = Mapping[str, Tensor]
 NOW = "now"
 UPDATE = "arrays"
 """How an answer names the shared tensors as a hospital has moved them."""
+ASKED = "asked."
+"""How the names of an algorithm's numbers begin in a message."""
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_RESERVED = {
+    "part": ("metrics", "config", "codes"),
+    "number": ("hospital", "num-examples", "loss", "score-sum", "least-train", "least-validation", "least-test"),
+    "asked number": ("local_epochs",),
+}
+"""Names that the messages and a hospital's policy have for others."""
+
+
+class Unusable(Exception):
+    """Raised by `accept`, before it takes anything, of an answer that can't be used; the text says what it holds."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +82,20 @@ class Asked:
     """What the server sends to the hospitals that were drawn.
 
     Attributes:
-        tensors: the model's; in a round's first exchange the shared tensors, which all hospitals score.
+        tensors: the model's; in a round's first exchange the state's `NOW`, which all hospitals score.
         more: further arrays with the shared tensors' names and shapes, by part.
         numbers: those that the algorithm declares.
+
+    Raises:
+        ValueError: a part's name is none, or is taken.
     """
 
     tensors: Arrays
     more: Mapping[str, Arrays] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_names("part", self.more, UPDATE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,8 @@ class AskedHere:
 
     Attributes:
         exchange: of the round, from 0 on.
-        last_taken: the last round of which an answer of this hospital was taken, 0 for none.
+        last_taken: the number, over all rounds, of the last exchange of which this hospital's answer was taken; 0 for
+            none.
         arriving: a gradient as the server will have it, which bfloat16 rounds.
     """
 
@@ -114,7 +137,7 @@ class LocalModel(Protocol):
         """Train for the local epochs that a round has.
 
         Args:
-            term: added to each batch's loss.
+            term: added to each batch's loss, at least 0; it counts in the mean.
             before_step: called when a batch's gradients are there.
 
         Returns:
@@ -145,16 +168,21 @@ class Told:
     """The same at the server, once it is checked.
 
     Attributes:
+        numbers: all that the algorithm declares; one that did not come is its least.
         weight: training records that the hospital counts with.
         share: the same, of those of all hospitals.
-        before: what `accept` returned for this hospital's last answer that made a round, else None.
+        before: what `accept` returned for this hospital's last answer that made a state, else None.
+        largest: by part, the norm above which arrays were refused: of an update's movement, of a gradient itself.
     """
 
+    hospital: int
     arrays: Mapping[str, Arrays]
     numbers: Mapping[str, int]
+    loss: float
     weight: int
     share: float
     before: Arrays | None = None
+    largest: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,11 +192,11 @@ class Algorithm:
     Attributes:
         begin: the first state, of the first shared tensors.
         ask: of state, options and exchange.
-        local: what a hospital answers, and what it keeps until the next round, of what it kept in the last one.
+        local: what a hospital answers, and what it keeps until the next exchange, of what it kept in the last one.
         gather: what an exchange's answers are gathered in, of the state.
-        accept: take an answer; what the server keeps of this hospital, or None.
-        finish: the next state, of the state, what was gathered, options, the round's number and the exchange; None
-            where one of Flower's strategies of the same name does it, in `server/flower_strategies.py`.
+        accept: take an answer; what the server keeps of this hospital, or None. It may raise `Unusable`.
+        finish: the next state, of the state, what was gathered, options, the round's number and the exchange; or the
+            name of Flower's strategy that does it, in `server/flower_strategies.py`.
         options: by name.
         asks: numbers of a message.
         tells: arrays of an answer, all with the shared tensors' names and shapes. An "update" is these tensors as the
@@ -176,9 +204,13 @@ class Algorithm:
             alone: it leaves a deployed hospital only if its policy has `unmasked_sums`.
         numbers: whole numbers of an answer, each with its least and most.
         exchanges: in a round.
-        hospital_keeps: whether `local` returns something to be kept from round to round.
+        least: answers, of options, with fewer of which it would not keep what it promises.
+        hospital_keeps: whether `local` returns something to be kept from exchange to exchange.
         server_keeps: whether `accept` does.
         holds_all: whether the answers of an exchange are all in memory at once.
+
+    Raises:
+        ValueError: a name is none, or has another meaning in messages or policies; or there is no exchange.
     """
 
     begin: Callable[[Arrays], State]
@@ -186,17 +218,57 @@ class Algorithm:
     local: Callable[[LocalModel, AskedHere, Tensors | None], tuple[Answer, Mapping[str, Tensor]]]
     gather: Callable[[State], Any]
     accept: Callable[[Any, Told], Arrays | None]
-    finish: Callable[[State, Any, Mapping[str, float], int, int], State] | None
+    finish: Callable[[State, Any, Mapping[str, float], int, int], State] | str
     options: Mapping[str, Option] = field(default_factory=dict)
     asks: Mapping[str, Number] = field(default_factory=dict)
     tells: Mapping[str, Literal["update", "gradient"]] = field(default_factory=lambda: {UPDATE: "update"})
     numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     exchanges: int = 1
+    least: Callable[[Mapping[str, float]], int] = lambda options: 1
     hospital_keeps: bool = False
     server_keeps: bool = False
     holds_all: bool = False
+
+    def __post_init__(self) -> None:
+        _check_names("part", self.tells)
+        _check_names("number", self.numbers)
+        _check_names("asked number", self.asks)
+        if self.exchanges < 1:
+            raise ValueError(f"a round has {self.exchanges} exchanges, expected at least 1")
 
     @property
     def tells_sums(self) -> bool:
         """Whether an answer holds sums over one hospital's records."""
         return "gradient" in self.tells.values()
+
+
+def _check_names(kind: str, names: Iterable[str], *reserved: str) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a {kind} is named {name!r}; expected lower-case letters, digits, '-' and '_'")
+        if name in (*_RESERVED[kind], *reserved):
+            raise ValueError(f"a {kind} is named {name!r}, which has another meaning; choose another name")
+
+
+def check_state(state: State, initial: Arrays) -> None:
+    """Refuse a state that a checkpoint could not hold as it is.
+
+    Args:
+        initial: has the shared tensors' names and shapes.
+
+    Raises:
+        ValueError: the first part or array that is not what is expected.
+    """
+    now = state.get(NOW)
+    if now is None or now.keys() != initial.keys():
+        raise ValueError(f"the state's part '{NOW}' holds not the shared tensors, all of them and no others")
+    for name, array in now.items():
+        if array.shape != initial[name].shape or array.dtype != np.float32:
+            found = f"{array.dtype}{list(array.shape)}"
+            raise ValueError(f"the shared tensor {name} is {found}, expected float32{list(initial[name].shape)}")
+    for part, of in state.items():
+        if not _NAME.fullmatch(part):
+            raise ValueError(f"the state has a part {part!r}; expected lower-case letters, digits, '-' and '_'")
+        for name, array in of.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+                raise ValueError(f"the state's {part}.{name} is no array of numbers that a checkpoint can hold")

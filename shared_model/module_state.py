@@ -90,6 +90,6 @@ def put_adam_back(
                 raise KeyError(f"Adam's {moment} of {name} is missing or of another shape")
         # in the parameter's own order in memory: Adam walks through both side by side
         optimizer.state[parameter] = {
-            moment: of.clone() if moment == "step" else torch.empty_like(parameter).copy_(of)
+            moment: of.to(parameter.device, copy=True) if moment == "step" else torch.empty_like(parameter).copy_(of)
             for moment, of in found.items()
         }

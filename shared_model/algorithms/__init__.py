@@ -23,6 +23,10 @@ class Chosen:
     algorithm: Algorithm
     options: Mapping[str, float]
 
+    @property
+    def options_in_words(self) -> str:
+        return ", ".join(f"{option}={value:g}" for option, value in self.options.items()) or "no options"
+
 
 @cache
 def algorithms() -> tuple[str, ...]:
@@ -34,11 +38,15 @@ def algorithm(name: str) -> Algorithm:
     """An algorithm by its name.
 
     Raises:
-        TemptError: no file has it.
+        TemptError: no file has it, or its file breaks the contract.
     """
     if name not in algorithms():
         raise unknown("strategy", name, algorithms())
-    return cast("Algorithm", importlib.import_module(f"{__name__}.{name.replace('-', '_')}").ALGORITHM)
+    module = f"{__name__}.{name.replace('-', '_')}"
+    try:
+        return cast("Algorithm", importlib.import_module(module).ALGORITHM)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TemptError(f"strategy '{name}': {module}: {error}; see CONTRIBUTING.md") from error
 
 
 def chosen(name: str, given: Mapping[str, float]) -> Chosen:

@@ -1,4 +1,4 @@
-"""What needs every update at once and ignores weights; Flower's strategies of the same names do it."""
+"""What needs every update at once and ignores weights; one of Flower's strategies ends the round."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def accept(gathered: Updates, told: Told) -> None:
     gathered.append((dict(told.arrays[UPDATE]), told.weight))
 
 
-ALGORITHM = replace(fedavg.ALGORITHM, gather=gather, accept=accept, finish=None, holds_all=True)
+ALGORITHM = replace(fedavg.ALGORITHM, gather=gather, accept=accept, finish="FedMedian", holds_all=True)

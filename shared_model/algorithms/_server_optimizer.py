@@ -1,4 +1,4 @@
-"""FedOpt: an optimizer at the server takes the mean's movement for a gradient; Flower's strategies do it.
+"""FedOpt: an optimizer at the server takes the mean's movement for a gradient; one of Flower's strategies does it.
 
 Its moments are the state's part `server`, under the names of Flower's attributes.
 """
@@ -27,4 +27,4 @@ def adaptive(eta: float) -> dict[str, Option]:
     }
 
 
-ALGORITHM = replace(fedavg.ALGORITHM, begin=begin, finish=None)
+ALGORITHM = replace(fedavg.ALGORITHM, begin=begin, finish="FedAvgM")

@@ -9,5 +9,6 @@ from shared_model.federated_algorithm import Option
 
 ALGORITHM = replace(
     _server_optimizer.ALGORITHM,
+    finish="FedAvgM",
     options={"server_learning_rate": Option(1.0), "server_momentum": Option(0.0, below=1.0)},
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shared_model.algorithms import _all_at_once
 
-ALGORITHM = _all_at_once.ALGORITHM
+ALGORITHM = replace(_all_at_once.ALGORITHM, finish="FedMedian")

@@ -1,4 +1,4 @@
-"""FedYogi (Reddi et al., ICLR 2021): Yogi at the server."""
+"""FedYogi (Reddi et al., ICLR 2021): Yogi at the server, as Flower has it: unlike the paper's, moments begin at 0."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from dataclasses import replace
 
 from shared_model.algorithms import _server_optimizer
 
-ALGORITHM = replace(_server_optimizer.ALGORITHM, options=_server_optimizer.adaptive(0.01))
+ALGORITHM = replace(_server_optimizer.ALGORITHM, finish="FedYogi", options=_server_optimizer.adaptive(0.01))

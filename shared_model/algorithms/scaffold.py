@@ -28,6 +28,7 @@ from shared_model.federated_algorithm import (
     State,
     Tensors,
     Told,
+    Unusable,
 )
 
 _C, _IS_NEW = "control", "control-is-new"
@@ -78,15 +79,23 @@ def gather(state: State) -> _Gathered:
 
 
 def accept(gathered: _Gathered, told: Told) -> Arrays:
-    """Take an update and what c_i has moved by; the c_i that the hospital has now."""
+    """Take an update and what c_i has moved by; the c_i that the hospital has now.
+
+    Raises:
+        Unusable: c_i would be larger than a gradient can be, by steps each of which can.
+    """
+    moved, before, is_new = told.arrays[_C], told.before, told.numbers[_IS_NEW] == 1
+    now = dict(moved) if is_new or before is None else {name: before[name] + array for name, array in moved.items()}
+    norm = sum(float(np.square(array, dtype=np.float64).sum()) for array in now.values()) ** 0.5
+    if norm > told.largest[_C]:
+        raise Unusable(f"the {_C}: its norm is {norm:.3g} now, expected at most {told.largest[_C]:.3g}")
     fedavg.accept(gathered.mean, told)
-    moved, before, is_new = told.arrays[_C], told.before, told.numbers.get(_IS_NEW) == 1
     for name, array in moved.items():
         step = array.astype(np.float64)
         if is_new and before is not None:
             step -= before[name]
         gathered.c[name] += step * told.share  # c moves by the hospital's share of all records
-    return dict(moved) if is_new or before is None else {name: before[name] + array for name, array in moved.items()}
+    return now
 
 
 def finish(state: State, gathered: _Gathered, options: Mapping[str, float], number: int, exchange: int) -> State:

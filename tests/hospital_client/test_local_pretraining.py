@@ -162,7 +162,7 @@ def place(tmp_path: Path) -> app.Place:
 def ask(place: app.Place, tensors: Tensors, control: Tensors, number: int, taken: int) -> RecordDict:
     """What the hospital answers to a round of SCAFFOLD."""
     config: dict[str, Any] = {"experiment": "test", "seed": 42, "settings": SETTINGS.model_dump_json()}
-    config |= {"round": number, "first-epoch": number, "epochs": 1, "taken": taken}
+    config |= {"round": number, "serial": number, "first-epoch": number, "epochs": 1, "taken": taken}
     config |= {"algorithm": "scaffold", "exchange": 0}
     config |= {"train": True, "score": False, "alone": False, "keep-optimizer": False}
     config |= {"bfloat16": False, "changed-rows": False}

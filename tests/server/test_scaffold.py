@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from server.federation_settings import FederationSettings
 from shared_model import checkpoint
 from shared_model.algorithms import scaffold
 from shared_model.errors import TemptError
-from shared_model.federated_algorithm import Arrays, State, Told
+from shared_model.federated_algorithm import Arrays, State, Told, Unusable
 from shared_model.fitting import PRETRAINING, FitFiles
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import Clock, initial_tensors
@@ -199,11 +200,23 @@ def test_what_hospitals_contributed_is_kept_while_rounds_last_and_missed_in_one_
         run.new()  # as of a release that kept none
 
 
+LARGEST = 10.0
+
+
 def take(state: State, moved: float, share: float, before: Arrays | None, is_new: int) -> tuple[State, Arrays]:
     """A round of one hospital, whose c_i moves so far."""
     gathered = scaffold.gather(state)
     arrays = {name: np.full_like(array, moved) for name, array in state["control"].items()}
-    told = Told({"arrays": arrays, "control": arrays}, {"control-is-new": is_new}, 1, share, before)
+    told = Told(
+        3,
+        {"arrays": arrays, "control": arrays},
+        {"control-is-new": is_new},
+        0.5,
+        1,
+        share,
+        before,
+        {"control": LARGEST},
+    )
     kept = scaffold.accept(gathered, told)
     return scaffold.finish(state, gathered, {}, 1, 0), kept
 
@@ -219,3 +232,16 @@ def test_a_movement_from_zero_takes_out_what_had_been_contributed() -> None:
 def test_a_hospital_that_never_contributed_and_says_it_is_new_takes_nothing_out() -> None:
     state, _ = take(scaffold.begin({"w": np.zeros(1, np.float32)}), 1, 0.5, None, 1)
     assert state["control"]["w"].tolist() == [0.5]
+
+
+def test_a_control_variate_that_grows_by_steps_is_refused_when_no_gradient_is_so_large() -> None:
+    """Each movement is within the bound; what they add up to is not, and then nothing of it is taken."""
+    state, before = take(scaffold.begin({"w": np.zeros(1, np.float32)}), 6, 0.5, None, 0)
+    kept = {name: array.copy() for name, array in state["control"].items()}
+    gathered = scaffold.gather(state)
+    step = {"w": np.full(1, 6, np.float32)}
+    told = Told(3, {"arrays": step, "control": step}, {"control-is-new": 0}, 0.5, 1, 0.5, before, {"control": LARGEST})
+    with pytest.raises(Unusable, match="the control: its norm is 12 now, expected at most 10"):
+        scaffold.accept(gathered, told)
+    assert gathered.mean.weight == 0 and gathered.c["w"].tolist() == kept["w"].tolist()
+    assert scaffold.accept(gathered, replace(told, numbers={"control-is-new": 1}))["w"].tolist() == [6.0]

@@ -474,6 +474,20 @@ def test_adam_goes_on_with_moments_in_the_parameters_own_order_in_memory() -> No
         assert torch.equal(one, other)
 
 
+def test_adams_moments_go_to_their_parameters_device() -> None:
+    """Fused Adam on a GPU takes no step that lies in the machine's memory; `meta` stands for one."""
+    here = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(here.parameters(), fused=True)
+    here(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    kept = adam_state(optimizer, dict(here.named_parameters()))
+    there = nn.Linear(2, 1, device="meta")
+    again = torch.optim.Adam(there.parameters())
+    put_adam_back(again, dict(there.named_parameters()), kept)
+    devices = {value.device.type for state in again.state.values() for value in state.values()}
+    assert devices == {"meta"}
+
+
 class Hidden(nn.Module):
     """Keeps what is no tensor."""
 
@@ -503,7 +517,7 @@ def test_a_complex_parameter_is_refused() -> None:
     task = Scripted([1.0])
     task.module = nn.Module()  # type: ignore[assignment]
     task.module.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(TemptError, match="its parameter phase is torch.complex64, .* torch.view_as_real"):
+    with pytest.raises(TemptError, match=r"its parameter phase is torch.complex64, .* torch.view_as_real"):
         run(task)
 
 

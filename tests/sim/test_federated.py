@@ -248,7 +248,7 @@ def test_median_of_the_updates_is_numpys(data: Path) -> None:
     state = median.algorithm.begin(updates[0])
     gathered = median.algorithm.gather(state)
     for update in updates:
-        median.algorithm.accept(gathered, Told({"arrays": update}, {}, 7, 0.2))
+        median.algorithm.accept(gathered, Told(3, {"arrays": update}, {}, 0.5, 7, 0.2))
     found = finish(median, state, gathered, 1)["now"]["a"]
     assert np.array_equal(found, np.median([update["a"] for update in updates], axis=0).astype(np.float32))
 
