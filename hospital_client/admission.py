@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from hospital_client import policy as policies
 from hospital_client.policy import Policy, Refused, read_policy
 from shared_model.algorithms import algorithm
-from shared_model.errors import TemptError
-from shared_model.federated_algorithm import ASKED, Algorithm
+from shared_model.errors import TemptError, printable
+from shared_model.federated_algorithm import Algorithm
 from shared_model.files import locked, private_directory, read_json, write_json
-from shared_model.settings import Settings
+from shared_model.messages import OfSeed, Pretrain, Request, Tune
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
 
 FILE = "asked.json"
-_COUNTED = {"pretrain": ("rounds", "most_rounds"), "tune": ("tunings", "most_tunings")}
+_COUNTED = {Pretrain: ("rounds", "most_rounds"), Tune: ("tunings", "most_tunings")}
 _FREE = ("limit",)  # what may differ between a request and its repetition
 
 
@@ -35,11 +35,11 @@ class Counts(NamedTuple):
     tunings: list[str]
 
 
-def admit(folder: Path, policy: Policy, kind: str, content: RecordDict, settings: Settings | None) -> int | None:
+def admit(folder: Path, policy: Policy, request: Request, content: RecordDict) -> int | None:
     """Let a request in, or refuse it.
 
     Args:
-        settings: that it names, if it names some.
+        content: all of the message that the request is of.
 
     Returns:
         its number among the different ones of its kind, from 1; None where they are not counted.
@@ -48,23 +48,26 @@ def admit(folder: Path, policy: Policy, kind: str, content: RecordDict, settings
         Refused: the policy does not allow it; nothing was counted then.
         TemptError: the counts are damaged, or the folder can't be written to.
     """
-    config = content.config_records["config"]
-    if settings is not None:
-        policy.check_settings(settings)
-    if kind == "pretrain":
-        name = str(config["algorithm"])
-        found = algorithm(name)
-        policy.check_round({"local_epochs": int(cast(int, config["epochs"])), **asked_numbers(config, found)})
-        if found.tells_sums and not policy.unmasked_sums:
-            raise Refused(f"unmasked_sums is false, and the strategy {name} asks for sums of gradients")
-    if kind not in ("hello", *_COUNTED):
+    if not isinstance(request, OfSeed):
         return None
-    return _count(folder, policy, kind, int(cast(int, config["seed"])), content)
+    policy.check_settings(request.settings)
+    if isinstance(request, Pretrain):
+        found = algorithm(request.algorithm)
+        policy.check_round({**asked_numbers(request, found), "local_epochs": request.epochs})
+        if found.tells_sums and not policy.unmasked_sums:
+            raise Refused(f"unmasked_sums is false, and the strategy {request.algorithm} asks for sums of gradients")
+    return _count(folder, policy, request, content)
 
 
-def asked_numbers(config: ConfigRecord, of: Algorithm) -> dict[str, float]:
-    """The numbers of a message that its algorithm declares."""
-    return {name: float(cast(float, config[f"{ASKED}{name}"])) for name in of.asks}
+def asked_numbers(request: Pretrain, of: Algorithm) -> dict[str, float]:
+    """The numbers of a message, which are those that its algorithm declares.
+
+    Raises:
+        ValueError: one is missing, or there is another one.
+    """
+    if strange := sorted(request.asked.keys() ^ of.asks.keys()):
+        raise ValueError(f"the number '{printable(strange[0], 40)}' is asked or declared, expected both")
+    return dict(request.asked)
 
 
 def counts_of(folder: Path) -> Counts:
@@ -102,16 +105,16 @@ def summary(folder: Path) -> str:
     return f"{where}: {', '.join(found)}; accepted: {settings}"
 
 
-def _count(folder: Path, policy: Policy, kind: str, seed: int, content: RecordDict) -> int | None:
-    path = folder / FILE
+def _count(folder: Path, policy: Policy, request: OfSeed, content: RecordDict) -> int | None:
+    path, seed = folder / FILE, request.seed
     private_directory(folder)
     with locked(folder / ".asked", f"{path}: another message is at work with it"):
         counts, number = counts_of(folder), None
         if seed not in counts.seeds:
             _check("most_seeds", policy.most_seeds, counts.seeds)
             counts.seeds.append(seed)
-        if kind in _COUNTED:
-            name, most = _COUNTED[kind]
+        if type(request) in _COUNTED:
+            name, most = _COUNTED[type(request)]
             known, digest = cast(list[str], getattr(counts, name)), _digest(content)
             if digest not in known:
                 _check(most, cast(int, getattr(policy, most)), known)

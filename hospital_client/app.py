@@ -14,17 +14,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hospital_client import admission, egress, local_tuning, one_agreement, vocabulary_counts
+from hospital_client import admission, egress, leaving, local_tuning, one_agreement, vocabulary_counts
 from hospital_client.eicu_tables import Tables, read_tables
 from hospital_client.kept_state import KeptState
 from hospital_client.local_pretraining import LocalWork
@@ -37,10 +37,21 @@ from hospital_client.reply import Reply, without_too_few
 from hospital_client.watchdog import time_limit, work_limit
 from shared_model.algorithms import algorithm as algorithm_of
 from shared_model.errors import HOSPITALS_ERROR, TemptError, of_the_system, printable
-from shared_model.federated_algorithm import ASKED, AskedHere
+from shared_model.federated_algorithm import AskedHere
+from shared_model.messages import (
+    CUT,
+    ENTRIES,
+    TENSORS,
+    VOCABULARY,
+    CountCodes,
+    CountRemaining,
+    Hello,
+    OfSeed,
+    Pretrain,
+    Request,
+    Tune,
+)
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.settings import Settings
-from shared_model.transport import Transport
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 from shared_model.vocabulary_rules import MINIMUM_COUNT
 
@@ -72,15 +83,14 @@ class Place:
     is_raw: bool = False
     minimum_count: int = MINIMUM_COUNT
 
-    def prepared(self, config: ConfigRecord) -> Place:
+    def prepared(self, request: OfSeed) -> Place:
         """The same place with the dataset directory of the vocabulary that a message stands on."""
         if not self.is_raw:
             return self
-        digest = str(config["vocabulary"])
-        if not _DIGEST.fullmatch(digest):
+        if not _DIGEST.fullmatch(request.vocabulary):
             raise ValueError("the vocabulary's digest is none")  # it becomes a folder's
-        one_agreement.check_vocabulary(self.folder, digest)
-        return replace(self, partition=self.folder / "prepared" / digest, is_raw=False)
+        one_agreement.check_vocabulary(self.folder, request.vocabulary)
+        return replace(self, partition=self.folder / "prepared" / request.vocabulary, is_raw=False)
 
     def policy(self) -> Policy | None:
         """What a deployed hospital lets a server ask for and learn; in simulations there is none."""
@@ -89,17 +99,16 @@ class Place:
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
 
-    def kept_state(self, config: ConfigRecord) -> KeptState:
+    def kept_state(self, request: OfSeed, algorithm: str = "") -> KeptState:
         """Where the hospital keeps its state of the federation that a message is of."""
-        experiment = str(config["experiment"])
-        if not _EXPERIMENT.fullmatch(experiment):
+        if not _EXPERIMENT.fullmatch(request.experiment):
             raise ValueError("the experiment's name is none")  # it becomes a folder's
-        seed = _integer(config, "seed")
-        folder = self.folder / "kept" / experiment / f"seed-{seed}" / str(self.hospital)
-        return KeptState(folder, str(config.get("algorithm", "")))
+        folder = self.folder / "kept" / request.experiment / f"seed-{request.seed}" / str(self.hospital)
+        return KeptState(folder, algorithm)
 
 
-Handler = Callable[[RecordDict, Place], Reply]
+Asked = TypeVar("Asked", bound=Request)
+Handler = Callable[[Asked, RecordDict, Place], Reply]
 
 
 def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -> ClientApp:
@@ -110,26 +119,28 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
     """
     app = ClientApp()
 
-    def answer(kind: str, handler: Handler) -> Callable[[Message, Context], Message]:
+    def answer(asked: type[Asked], handler: Handler[Asked]) -> Callable[[Message, Context], Message]:
+        kind = asked.kind
+
         def handle(message: Message, context: Context) -> Message:
             place: Place | None = None
-            request: dict[str, Any] = {}
+            told: dict[str, Any] = {}
             try:
                 place = place_of(context)
                 torch.set_num_threads(place.threads)
-                config = message.content.config_records["config"]
-                limit = float(cast(float, config.get("limit", 0.0)))
-                with time_limit(work_limit(limit) if place.alone else limit):
-                    request |= _request(config)
+                request = asked.of(message.content.config_records[ENTRIES])
+                with time_limit(work_limit(request.limit) if place.alone else request.limit):
+                    told |= leaving.in_the_ledger(request)
                     policy = place.policy()
                     if policy is not None:
-                        settings = _settings(config) if "settings" in config else None
-                        number = admission.admit(place.folder, policy, kind, message.content, settings)
-                        request |= {} if number is None else {"request": number}
-                    reply = handler(message.content, place)
+                        number = admission.admit(place.folder, policy, request, message.content)
+                        told |= {} if number is None else {"request": number}
+                    reply = handler(request, message.content, place)
                 if policy is not None:
                     reply = without_too_few(kind, reply, policy)
-                return Message(_checked(kind, message.content, reply, place, request), reply_to=message)
+                minimum = _minimum_count(request, place) if isinstance(request, CountCodes) else 0
+                content = leaving.content_of(request, message.content, reply, place.ledger(), told, minimum=minimum)
+                return Message(content, reply_to=message)
             except Exception as error:
                 if simulated and (mistake := _mistake(error)):
                     raise mistake from error
@@ -141,26 +152,17 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
                 log.error("hospital %d could not answer %s: %s: %s", hospital, kind, where, printable(error))
                 if place is not None:
                     with suppress(OSError):  # it leaves all the same: else nobody would learn of a full disk
-                        egress.record(place.ledger(), kind, 0, {}, {}, {"error": where}, request=request)
+                        egress.record(place.ledger(), kind, 0, {}, {}, {"error": where}, request=told)
                 return Message(Error(code=HOSPITALS_ERROR, reason=where), reply_to=message)
 
         return handle
 
-    app.query("vocabulary_counts")(answer("vocabulary_counts", _vocabulary_counts))
-    app.query("vocabulary_remaining")(answer("vocabulary_remaining", _vocabulary_remaining))
-    app.query("hello")(answer("hello", _hello))
-    app.train("pretrain")(answer("pretrain", _pretrain))
-    app.train("tune")(answer("tune", _tune))
+    app.query(CountCodes.kind)(answer(CountCodes, _vocabulary_counts))
+    app.query(CountRemaining.kind)(answer(CountRemaining, _vocabulary_remaining))
+    app.query(Hello.kind)(answer(Hello, _hello))
+    app.train(Pretrain.kind)(answer(Pretrain, _pretrain))
+    app.train(Tune.kind)(answer(Tune, _tune))
     return app
-
-
-def _request(config: ConfigRecord) -> dict[str, Any]:
-    """What the ledger says of a message: its seed, settings and what its algorithm asks, as far as it has them."""
-    found: dict[str, Any] = {"seed": _integer(config, "seed")} if "seed" in config else {}
-    if "algorithm" in config:
-        found |= {"algorithm": str(config["algorithm"]), "exchange": _integer(config, "exchange")}
-        found |= {name: value for name, value in config.items() if name.startswith(ASKED)}
-    return found | ({"settings": _settings(config).model_dump(mode="json")} if "settings" in config else {})
 
 
 def _mistake(error: Exception) -> TemptError | None:
@@ -168,22 +170,22 @@ def _mistake(error: Exception) -> TemptError | None:
     return error if isinstance(error, TemptError) else of_the_system(error) if isinstance(error, OSError) else None
 
 
-def _vocabulary_counts(content: RecordDict, place: Place) -> Reply:
+def _vocabulary_counts(request: CountCodes, content: RecordDict, place: Place) -> Reply:
     """Which codes raw tables hold, and in how many stays; of prepared records their vocabulary's digest alone."""
     if not place.is_raw:
         texts = {"vocabulary": read_vocabulary(place.partition / "vocabulary.json").digest}
         return Reply({"hospital": place.hospital}, {}, texts)
-    minimum = _minimum_count(content, place)
+    minimum = _minimum_count(request, place)
     told = vocabulary_counts.counts(_tables(place), minimum)
     digest = egress.digest_of(told.arrays, told.texts)
     one_agreement.hold_counts(place.folder, minimum, digest)
     return Reply({"hospital": place.hospital, "minimum-count": minimum}, {"arrays": told.arrays}, {}, told.texts)
 
 
-def _vocabulary_remaining(content: RecordDict, place: Place) -> Reply:
+def _vocabulary_remaining(request: CountRemaining, content: RecordDict, place: Place) -> Reply:
     """What remains under the cut that came in, if the hospital has not answered for another one."""
-    minimum, min_records = _minimum_count(content, place), _integer(content.config_records["config"], "min-records")
-    cut = one_agreement.cut_of(content.config_records["cut"], minimum, min_records)
+    minimum = _minimum_count(request, place)
+    cut = one_agreement.cut_of(content.config_records[CUT], minimum, request.min_records)
     one_agreement.hold_cut(place.folder, cut)
     told = vocabulary_counts.remaining(_tables(place), cut)
     one_agreement.hold_remaining(place.folder, told.numbers["records"], egress.digest_of(told.arrays, told.texts))
@@ -194,23 +196,22 @@ def _tables(place: Place) -> Tables:
     return read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
 
 
-def _minimum_count(content: RecordDict, place: Place) -> int:
-    return max(place.minimum_count, _integer(content.config_records["config"], "minimum-count"))
+def _minimum_count(request: CountCodes, place: Place) -> int:
+    return max(place.minimum_count, request.minimum_count)
 
 
-def _hello(content: RecordDict, place: Place) -> Reply:
+def _hello(request: Hello, content: RecordDict, place: Place) -> Reply:
     """Who answers, how many records it has, and the digests that both sides compare.
 
     Raw tables are prepared under the vocabulary that came in, once, if the hospital has not answered for another one.
     Of a hospital that has no part in the agreement no record is told.
     """
-    config = content.config_records["config"]
     if place.is_raw:
-        vocabulary = Vocabulary.of(content.config_records["vocabulary"])
-        if vocabulary.digest != config["vocabulary"]:
+        vocabulary = Vocabulary.of(content.config_records[VOCABULARY])
+        if vocabulary.digest != request.vocabulary:
             raise ValueError("the vocabulary has another digest than the message says")
         cut = one_agreement.hold_vocabulary(place.folder, vocabulary.content())
-        directory = place.prepared(config).partition
+        directory = place.prepared(request).partition
         records = prepare_agreed(
             place.partition, place.hospital, vocabulary, directory, least=place.minimum_count, cut=cut
         )
@@ -219,56 +220,54 @@ def _hello(content: RecordDict, place: Place) -> Reply:
             none = {"train": 0, "validation": 0, "test": 0}
             return Reply({"hospital": place.hospital, **none}, {}, {"vocabulary": vocabulary.digest})
         one_agreement.hold_records(place.folder, records)
-    partition = _partition(place.prepared(config))
-    split = partition.split(_integer(config, "seed"))
+    partition = _partition(place.prepared(request))
+    split = partition.split(request.seed)
     parts = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     texts = {"vocabulary": partition.vocabulary.digest}
     return Reply({"hospital": place.hospital, **parts}, {}, texts, parts=parts)
 
 
-def _pretrain(content: RecordDict, place: Place) -> Reply:
+def _pretrain(request: Pretrain, content: RecordDict, place: Place) -> Reply:
     """Score what came in, then local epochs, as the message asks."""
-    config = content.config_records["config"]
-    settings, seed, place = _settings(config), _integer(config, "seed"), place.prepared(config)
-    local = local_pretraining(place.partition, place.hospital, place.device, settings, seed)
-    transport = _transport(config)
-    received = transport.decode(_arrays(content.array_records["arrays"]))
+    place, transport = place.prepared(request), request.transport
+    local = local_pretraining(place.partition, place.hospital, place.device, request.settings, request.seed)
+    received = transport.decode(_arrays(content.array_records[TENSORS]))
     shared = _tensors(received, place)
     numbers: dict[str, int | float] = {"hospital": place.hospital, "num-examples": local.records}
-    if config["score"]:
+    if request.score:
         numbers["score-sum"] = local.score_sum(shared)
     parts = {"train": local.records, "validation": local.validation_records}
-    if not config["train"] or not local.records:
+    if not request.train or not local.records:
         return Reply(numbers, {}, {}, parts=parts)
     work = LocalWork(
-        first_epoch=_integer(config, "first-epoch"),
-        epochs=_integer(config, "epochs"),
-        stream=WHOLE_CONSORTIUM if config["alone"] else place.hospital,
+        first_epoch=request.first_epoch,
+        epochs=request.epochs,
+        stream=WHOLE_CONSORTIUM if request.only_hospital else place.hospital,
     )
-    algorithm, exchange = algorithm_of(str(config["algorithm"])), _integer(config, "exchange")
-    if exchange not in range(algorithm.exchanges):
-        raise ValueError(f"the exchange {exchange} is none of the algorithm's")
+    algorithm = algorithm_of(request.algorithm)
+    if request.exchange not in range(algorithm.exchanges):
+        raise ValueError(f"the exchange {request.exchange} is none of the algorithm's")
     more = {
         part: _tensors(transport.decode(_arrays(record)), place)
         for part, record in content.array_records.items()
-        if part != "arrays"
+        if part != TENSORS
     }
     asked = AskedHere(
         more,
-        admission.asked_numbers(config, algorithm),
-        exchange,
-        _integer(config, "taken"),
+        admission.asked_numbers(request, algorithm),
+        request.exchange,
+        request.taken,
         arriving=lambda gradient: _tensors(transport.decode(transport.encode(_values(gradient))), place),
     )
-    keeps = bool(config["keep-optimizer"])
-    state = place.kept_state(config) if keeps or algorithm.hospital_keeps else None
+    keeps = request.keep_optimizer
+    state = place.kept_state(request, request.algorithm) if keeps or algorithm.hospital_keeps else None
     kept = state.after(asked.last_taken, torch.device(place.device)) if state is not None else None
     begun = local.begin(shared, work, kept if keeps else None)
     answer, to_keep = algorithm.local(begun, asked, kept)
     if to_keep and not algorithm.hospital_keeps:
         raise ValueError("the algorithm keeps what it does not say that it keeps")
     if state is not None:
-        state.propose(_integer(config, "serial"), (begun.optimizer_state() if keeps else {}) | dict(to_keep))
+        state.propose(request.serial, (begun.optimizer_state() if keeps else {}) | dict(to_keep))
     arrays = {}
     for part, kind in algorithm.tells.items():
         encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode
@@ -276,59 +275,26 @@ def _pretrain(content: RecordDict, place: Place) -> Reply:
     return Reply({**numbers, **answer.numbers, "loss": answer.loss}, arrays, {}, parts=parts)
 
 
-def _tune(content: RecordDict, place: Place) -> Reply:
+def _tune(request: Tune, content: RecordDict, place: Place) -> Reply:
     """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
-    config = content.config_records["config"]
-    place = place.prepared(config)
-    place.kept_state(config).forget()  # rounds are over
-    partition, settings, seed = _partition(place), _settings(config), _integer(config, "seed")
-    tune = partial(local_tuning.tune_own, experiment=str(config["experiment"])) if place.alone else local_tuning.tune
+    place = place.prepared(request)
+    place.kept_state(request).forget()  # rounds are over
+    partition = _partition(place)
+    tune = partial(local_tuning.tune_own, experiment=request.experiment) if place.alone else local_tuning.tune
     results = tune(
         partition,
         place.folder,
-        _tensors(_arrays(content.array_records["arrays"]), place),
-        cast(list[str], config["models"]),
-        settings,
-        seed,
+        _tensors(_arrays(content.array_records[TENSORS]), place),
+        request.models,
+        request.settings,
+        request.seed,
         torch.device(place.device),
-        save_scores=bool(config["save-scores"]),
+        save_scores=request.save_scores,
     )
-    split = partition.split(seed)
+    split = partition.split(request.seed)
     parts = {"validation": len(split.validation), "test": len(split.test)}
     numbers = {"hospital": place.hospital, **local_tuning.numbers(results, place.hospital)}
     return Reply(numbers, {}, {}, parts=parts)
-
-
-def _checked(kind: str, content: RecordDict, reply: Reply, place: Place, request: Mapping[str, Any]) -> RecordDict:
-    """The reply's content, once it holds nothing but what its kind allows and stands in the ledger."""
-    config = content.config_records["config"]
-    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {"metrics": MetricRecord(dict(reply.numbers))}
-    if kind.startswith("vocabulary_"):
-        cut = {name: len(cast(list[Any], codes)) for name, codes in content.config_records.get("cut", {}).items()}
-        egress.check(kind, reply.numbers, reply.texts)
-        egress.check_agreement(kind, reply.arrays.get("arrays", {}), reply.codes, cut, _minimum_count(content, place))
-    elif kind == "pretrain":
-        shapes = {name: tuple(array.shape) for name, array in content.array_records["arrays"].items()}
-        algorithm = algorithm_of(str(config["algorithm"]))
-        egress.check(kind, reply.numbers, reply.texts, algorithm.numbers)
-        egress.check_arrays(reply.arrays, algorithm, shapes, _transport(config))
-    else:
-        egress.check(kind, reply.numbers, reply.texts)
-        egress.check_arrays(reply.arrays, None, {}, Transport())
-    everything: dict[str, NDArray[Any]] = {}
-    for part, arrays in reply.arrays.items():
-        if arrays:
-            records[part] = ArrayRecord({key: Array(array) for key, array in arrays.items()})
-        everything |= {key if part == "arrays" else f"{part}/{key}": array for key, array in arrays.items()}
-    number = int(cast(int, config.get("round", 0)))
-    came = next((content.config_records[name] for name in ("cut", "vocabulary") if name in content), None)
-    asked = one_agreement.sizes_and_digest(came) if came is not None else None
-    egress.record(place.ledger(), kind, number, everything, reply.numbers, reply.texts, reply.codes, asked, request)
-    if reply.texts:
-        records["config"] = ConfigRecord(dict(reply.texts))
-    if reply.codes:
-        records["codes"] = ConfigRecord(dict(reply.codes))
-    return RecordDict(records)
 
 
 class _Read:
@@ -356,23 +322,6 @@ def _tensors(arrays: Mapping[str, NDArray[Any]], place: Place) -> dict[str, Tens
 
 def _values(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _transport(config: ConfigRecord) -> Transport:
-    return Transport(bfloat16=bool(config["bfloat16"]), changed_rows=bool(config["changed-rows"]))
-
-
-def _settings(config: ConfigRecord) -> Settings:
-    return _parsed(str(config["settings"]))
-
-
-@lru_cache(maxsize=1)
-def _parsed(text: str) -> Settings:
-    return Settings.model_validate_json(text)
-
-
-def _integer(config: ConfigRecord, name: str) -> int:
-    return int(cast(int, config[name]))
 
 
 def _partition(place: Place) -> Partition:

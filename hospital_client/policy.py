@@ -67,7 +67,11 @@ if TYPE_CHECKING:
 else:  # and the numbers that the algorithms ask for
     _ASKED = {}
     for _name in algorithms():
-        for _number, _of in algorithm(_name).asks.items():  # of two with one name what both accept
+        try:
+            _asks = algorithm(_name).asks
+        except TemptError:  # which is said where a message or an option names it
+            continue
+        for _number, _of in _asks.items():  # of two with one name what both accept
             (_least, _most), (_other, _another) = _of.accepted, _ASKED.get(_number, _of).accepted
             _ASKED[_number] = replace(_of, accepted=(max(_least, _other), min(_most, _another)))
     AcceptedRounds = create_model(

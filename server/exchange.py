@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
 from server.told import Told
 from server.validation import BadNumbers, LeftOut, Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
+from shared_model.messages import ENTRIES, VOCABULARY, Hello, Request
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 
@@ -67,10 +68,15 @@ class Plan:
     expected: int = 1
     largest_share: float | None = None
 
-    def config(self, **more: bool | int | float | str | list[str]) -> ConfigRecord:
-        more |= {"experiment": self.experiment, "seed": self.seed, "settings": self.settings.model_dump_json()}
-        more |= {"vocabulary": self.vocabulary.digest, "limit": limit_of(self.federation.timeout)}
-        return ConfigRecord(dict(more))
+    def common(self) -> dict[str, Any]:
+        """What all messages of a seed have (`OfSeed`)."""
+        return {
+            "experiment": self.experiment,
+            "seed": self.seed,
+            "settings": self.settings,
+            "vocabulary": self.vocabulary.digest,
+            "limit": limit_of(self.federation.timeout),
+        }
 
 
 def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
@@ -81,13 +87,20 @@ def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospita
     Args:
         min_records: a hospital with fewer is left out.
     """
-    content = RecordDict({"config": plan.config(), "vocabulary": ConfigRecord({**plan.vocabulary.content()})})
+    more = {VOCABULARY: ConfigRecord({**plan.vocabulary.content()})}
 
     def read(node: int, hospital: int, reply: Message) -> Hospital:
         return _hospital_of(node, hospital, reply, plan.vocabulary.digest, min_records)
 
     found, refused = ask_everybody(
-        grid, content, "query.hello", "hello", plan.federation.timeout, plan.told, expected=plan.expected, read=read
+        grid,
+        Hello(**plan.common()),
+        more,
+        "hello",
+        plan.federation.timeout,
+        plan.told,
+        expected=plan.expected,
+        read=read,
     )
     for hospital in (found[hospital] for hospital in sorted(found)):
         if hospital.too_few:
@@ -100,8 +113,8 @@ def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospita
 
 def ask_everybody(
     grid: Grid,
-    content: RecordDict,
-    message_type: str,
+    request: Request,
+    more: Mapping[str, ConfigRecord],
     group: str,
     timeout: float | None,
     told: Told,
@@ -112,11 +125,12 @@ def ask_everybody(
     """What each hospital that is there answers, by the id that it says and its key does not gainsay; why others don't.
 
     Args:
+        more: codes that go with the request.
         expected: hospitals to wait for, within the timeout, whose answers can be taken or have no part by the rules.
             One that was refused is asked again if it went away and came back. Without a timeout nobody else will come.
         read: makes of node, hospital and reply what is wanted, or raises `Rejected`.
     """
-    limit = timeout if timeout is not None else _GREETING_SECONDS
+    content, limit = content_of(request, more), timeout if timeout is not None else _GREETING_SECONDS
     until = time.monotonic() + limit
     told.say(f"{group}: waiting up to {limit:g} s for {expected} hospitals to be there")
     claims: dict[int, list[T]] = {}
@@ -138,7 +152,7 @@ def ask_everybody(
             break
         asked |= nodes
         names = {info.node_id: info.name for info in grid.get_nodes()}
-        messages = {node: grid.create_message(content, message_type, node, group, lifetime(timeout)) for node in nodes}
+        messages = {node: grid.create_message(content, request.route, node, group, lifetime(timeout)) for node in nodes}
         told.say(f"{group}: {len(nodes)} are there; waiting {within(timeout)} for their answers")
         for node, reply in exchange(grid, messages, timeout):
             refused.pop(node, None)
@@ -316,6 +330,15 @@ def numbers_of(reply: Message | None) -> MetricRecord:
     if metrics is None:
         raise Rejected("no numbers, expected some")
     return metrics
+
+
+def content_of(request: Request, more: Mapping[str, ArrayRecord | ConfigRecord]) -> RecordDict:
+    """A message's content.
+
+    Args:
+        more: its arrays and lists of codes.
+    """
+    return RecordDict({ENTRIES: ConfigRecord(dict(request.entries())), **more})
 
 
 def size_of(content: RecordDict) -> int:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, error_of, exchange, is_missing, least_of, lifetime, metrics_of, size_of, within
+from server.exchange import (
+    Hospital,
+    content_of,
+    error_of,
+    exchange,
+    is_missing,
+    least_of,
+    lifetime,
+    metrics_of,
+    size_of,
+    within,
+)
 from server.plain_message import array_record
 from server.round_state import RoundState
 from server.validation import BadNumbers, Rejected, count_of, gradient_of, number_of, size_of_tensors, update_of
 from shared_model.errors import TemptError
-from shared_model.federated_algorithm import ASKED, NOW, Algorithm, Arrays, Asked, Told, Unusable
+from shared_model.federated_algorithm import NOW, Algorithm, Arrays, Asked, Told, Unusable
+from shared_model.messages import TENSORS, Pretrain
 from shared_model.pretraining import least_loss, slope
 
 _LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
@@ -74,6 +86,10 @@ def exchange_of(state: RoundState, grid: Grid, number: int, asked: Sequence[int]
         raise TemptError(
             f"strategy '{state.chosen.name}': a round's first exchange asks for other tensors than '{NOW}'"
         )
+    if strange := sorted(what.numbers.keys() ^ algorithm.asks.keys()):
+        raise TemptError(
+            f"strategy '{state.chosen.name}': the number '{strange[0]}' is asked and not declared, or not asked"
+        )
     messages = _messages(state, what, grid, list(by_id.values()), number, asked, scoring)
     for hospital in [h for h in by_id if h not in messages]:
         state.parts[hospital].missed += 1
@@ -127,32 +143,36 @@ def _messages(
     federation, lives = state.plan.federation, lifetime(state.plan.federation.timeout)
     arrays = array_record(federation.encoding.encode(what.tensors))
     more = {part: array_record(federation.encoding.encode(of)) for part, of in what.more.items()}
-    fixed: dict[str, bool | int | float | str | list[str]] = {
-        "algorithm": federation.strategy,
-        "exchange": state.exchange,
-        "serial": state.serial,
-        "first-epoch": (number - 1) * federation.local_epochs + 1,
-        "keep-optimizer": federation.local_optimizer == "keep",
-        "bfloat16": federation.encoding.bfloat16,
-        "changed-rows": federation.encoding.changed_rows,
-    }
-    fixed |= {f"{ASKED}{name}": float(value) for name, value in what.numbers.items()}
+    fixed = Pretrain(
+        **state.plan.common(),
+        round=number,
+        serial=state.serial,
+        exchange=state.exchange,
+        train=False,
+        score=False,
+        first_epoch=(number - 1) * federation.local_epochs + 1,
+        epochs=federation.local_epochs,
+        only_hospital=len(state.hospitals) == 1,
+        taken=0,
+        algorithm=federation.strategy,
+        keep_optimizer=federation.local_optimizer == "keep",
+        bfloat16=federation.encoding.bfloat16,
+        changed_rows=federation.encoding.changed_rows,
+        asked=what.numbers,
+    )
     found = {}
     for h in hospitals:
         if h.node is None:
             continue
         train = h.hospital in asked
-        config = state.plan.config(
-            round=number,
+        request = replace(
+            fixed,
             train=train,
             score=scoring and h.validation > 0,
-            epochs=federation.local_epochs,
-            alone=len(state.hospitals) == 1,
             taken=(state.accepted.get(h.hospital) or [0])[-1],
-            **fixed,
         )
-        message = RecordDict({"arrays": arrays, "config": config, **(more if train else {})})
-        found[h.hospital] = grid.create_message(message, "train.pretrain", h.node, str(number), lives)
+        content = content_of(request, {TENSORS: arrays, **(more if train else {})})
+        found[h.hospital] = grid.create_message(content, request.route, h.node, str(number), lives)
     return found
 
 

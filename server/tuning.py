@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from server.exchange import (
     Hospital,
     Plan,
     come_back,
+    content_of,
     error_of,
     exchange,
     is_missing,
@@ -27,6 +27,7 @@ from server.validation import Rejected, count_of, number_of
 from shared_model.federated_algorithm import Arrays
 from shared_model.file_forms import Form, read_form
 from shared_model.files import private_directory, write_json
+from shared_model.messages import TENSORS, Tune
 
 _METRICS = {"prauc": 1 + 1e-9, "jaccard": 1 + 1e-9, "f1": 1 + 1e-9, "medications": 1e6}
 _SECONDS = {"seconds.fit": 1e9, "seconds.evaluation": 1e9}
@@ -67,12 +68,8 @@ def tune(
     """
     # Algorithm 1, lines 8-9
     encoder = {name: array for name, array in shared.items() if name.startswith("encoder.")}
-    content = RecordDict(
-        {
-            "arrays": array_record(encoder),
-            "config": plan.config(models=list(models), **{"save-scores": save_scores}),
-        }
-    )
+    request = Tune(**plan.common(), models=list(models), save_scores=save_scores)
+    content = content_of(request, {TENSORS: array_record(encoder)})
     timeout, until = plan.federation.timeout, None
     by_id = {h.hospital: h for h in hospitals}
     basis = {"experiment": plan.experiment, "encoder": _digest(encoder)}
@@ -83,7 +80,7 @@ def tune(
     asked = [h for h in hospitals if h.hospital not in found]
     while asked:
         messages = {
-            h.hospital: grid.create_message(content, "train.tune", h.node, "tune", lifetime(timeout))
+            h.hospital: grid.create_message(content, request.route, h.node, "tune", lifetime(timeout))
             for h in asked
             if h.node is not None
         }

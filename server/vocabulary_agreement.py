@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from pydantic import ValidationError
 
-from server.exchange import MOST_RECORDS, ask_everybody, exchange, lifetime, limit_of, numbers_of, within
+from server.exchange import MOST_RECORDS, ask_everybody, content_of, exchange, lifetime, limit_of, numbers_of, within
 from server.federation_settings import mistakes
 from server.told import Told
 from server.validation import (
@@ -33,6 +33,7 @@ from server.validation import (
     texts_of,
 )
 from shared_model.errors import TemptError, TooFewHospitals, printable
+from shared_model.messages import CUT, CountCodes, CountRemaining
 from shared_model.vocabulary import Modality, Vocabulary
 from shared_model.vocabulary_rules import (
     MOST_CODES,
@@ -121,8 +122,8 @@ def agree(
         TooFewHospitals: fewer answered, or have enough records.
         TemptError: no code is left.
     """
-    fixed = {"minimum-count": rules.minimum_count, "min-records": rules.min_records, "limit": limit_of(timeout)}
-    config = ConfigRecord({**fixed})
+    fixed: dict[str, Any] = {"minimum_count": rules.minimum_count, "min_records": rules.min_records}
+    fixed["limit"] = limit_of(timeout)
 
     def read(node: int, hospital: int, reply: Message) -> _Counts:
         try:
@@ -132,8 +133,8 @@ def agree(
 
     counts, left_out = ask_everybody(
         grid,
-        RecordDict({"config": config}),
-        "query.vocabulary_counts",
+        CountCodes(**fixed),
+        {},
         "counts",
         timeout,
         told,
@@ -144,12 +145,11 @@ def agree(
     _enough(len(counts), expected, least, left_out)
     cut = _cut_of([counts[hospital] for hospital in sorted(counts)], rules)
 
-    content = RecordDict({"config": config, "cut": ConfigRecord(cut._asdict())})
+    request = CountRemaining(**fixed)
+    content = content_of(request, {CUT: ConfigRecord(cut._asdict())})
     answers: dict[int, _Remaining] = {}
     messages = {
-        hospital: grid.create_message(
-            content, "query.vocabulary_remaining", counted.node, "remaining", lifetime(timeout)
-        )
+        hospital: grid.create_message(content, request.route, counted.node, "remaining", lifetime(timeout))
         for hospital, counted in counts.items()
     }
     told.say(f"remaining: waiting {within(timeout)} for the answers of {len(messages)} hospitals")

@@ -33,8 +33,6 @@ Tensors = Mapping[str, Tensor]
 NOW = "now"
 UPDATE = "arrays"
 """How an answer names the shared tensors as a hospital has moved them."""
-ASKED = "asked."
-"""How the names of an algorithm's numbers begin in a message."""
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _RESERVED = {
     "part": ("metrics", "config", "codes"),

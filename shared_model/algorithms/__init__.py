@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from shared_model.errors import TemptError, unknown
+from shared_model.errors import TemptError, printable, unknown
 from shared_model.found_files import names_of_files
 
 if TYPE_CHECKING:  # it needs torch, and the names alone are known without
@@ -45,8 +45,8 @@ def algorithm(name: str) -> Algorithm:
     module = f"{__name__}.{name.replace('-', '_')}"
     try:
         return cast("Algorithm", importlib.import_module(module).ALGORITHM)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise TemptError(f"strategy '{name}': {module}: {error}; see CONTRIBUTING.md") from error
+    except Exception as error:
+        raise TemptError(f"strategy '{name}': {printable(error, 200)}; its file breaks the contract") from error
 
 
 def chosen(name: str, given: Mapping[str, float]) -> Chosen:

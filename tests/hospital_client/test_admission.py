@@ -30,7 +30,7 @@ ENOUGH, FEW = 3, 8
 DATASET = consortium.make_dataset(consortium.make_records({ENOUGH: 53, FEW: 10, 21: 4}))  # 42/5/6, 8/1/1, 3/0/1
 INITIAL = initial_tensors(consortium.settings(), DATASET, 42)
 ROUND = {
-    **{"train": True, "score": True, "epochs": 1, "alone": False, "taken": 0, "first-epoch": 1, "serial": 1},
+    **{"train": True, "score": True, "epochs": 1, "only-hospital": False, "taken": 0, "first-epoch": 1, "serial": 1},
     **{
         "algorithm": "fedavg",
         "exchange": 0,

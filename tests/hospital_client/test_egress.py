@@ -19,6 +19,7 @@ from server.plain_message import plain_message
 from shared_model import checkpoint
 from shared_model.algorithms import algorithm
 from shared_model.fitting import PRETRAINING, FitFiles
+from shared_model.messages import Hello
 from shared_model.transport import Transport
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import initial_tensors
@@ -130,7 +131,8 @@ def test_an_error_leaves_as_its_kind_and_place_alone(
 
     monkeypatch.setattr(app, "read_partition", fails)
     place = Place(data, 3, tmp_path / "folder")
-    message = plain_message(RecordDict({"config": ConfigRecord({"seed": 42})}), "query.hello", 3, number=1)
+    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
+    message = plain_message(exchange.content_of(Hello(**plan.common()), {}), "query.hello", 3, number=1)
     context = Context(run_id=0, node_id=3, node_config={}, state=RecordDict(), run_config={})
     reply = app.make_app(lambda context: place)(message, context)
     assert reply.has_error()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from hospital_client import app
 from hospital_client.local_pretraining import LocalPretraining, LocalRound, LocalWork, _WithTerm
@@ -162,15 +162,16 @@ def place(tmp_path: Path) -> app.Place:
 def ask(place: app.Place, tensors: Tensors, control: Tensors, number: int, taken: int) -> RecordDict:
     """What the hospital answers to a round of SCAFFOLD."""
     config: dict[str, Any] = {"experiment": "test", "seed": 42, "settings": SETTINGS.model_dump_json()}
+    config["vocabulary"] = DATASET.vocabulary.digest
     config |= {"round": number, "serial": number, "first-epoch": number, "epochs": 1, "taken": taken}
     config |= {"algorithm": "scaffold", "exchange": 0}
-    config |= {"train": True, "score": False, "alone": False, "keep-optimizer": False}
+    config |= {"train": True, "score": False, "only-hospital": False, "keep-optimizer": False}
     config |= {"bfloat16": False, "changed-rows": False}
     arrays = {
         name: ArrayRecord({n: Array(t.numpy()) for n, t in record.items()})
         for name, record in (("arrays", tensors), ("control", control))
     }
-    content = RecordDict({**arrays, "config": app.ConfigRecord(config)})
+    content = RecordDict({**arrays, "config": ConfigRecord(config)})
     message: Message = plain_message(content, "train.pretrain", HOSPITAL, number=number)
     context = Context(run_id=0, node_id=HOSPITAL, node_config={}, state=RecordDict(), run_config={})
     reply = app.make_app(lambda context: place, simulated=True)(message, context)
@@ -269,9 +270,12 @@ def test_kept_optimizer_of_a_parameter_without_a_gradient_goes_on_with_the_same_
 def test_algorithms_take_a_parameter_without_a_gradient(name: str) -> None:
     module = WithTower()
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
-    zero = {name: torch.zeros_like(p) for name, p in start.items()}
     hospital = LocalPretraining(partition(), module, SETTINGS.pretraining, 42)
-    came = asked({"control": zero}, **dict.fromkeys(algorithm(name).asks, 1.0))
+    found = algorithm(name)
+    options = {option: of.example if of.default is None else of.default for option, of in found.options.items()}
+    what = found.ask(found.begin({n: p.numpy() for n, p in start.items()}), options, 0)
+    more = {part: {n: torch.from_numpy(array) for n, array in of.items()} for part, of in what.more.items()}
+    came = asked(more, **what.numbers)
     tensors, answer, _ = trained(name, came=came, start=start, hospital=hospital)
     assert torch.equal(tensors["tower.weight"], start["tower.weight"])
     assert apart(tensors, start) > 0

@@ -18,12 +18,14 @@ from hospital_client.check import look
 from hospital_client.launch import HospitalPlace, launch
 from hospital_client.one_agreement import sizes_and_digest
 from server import exchange
+from server.exchange import content_of
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from server.told import Told
 from server.vocabulary_agreement import agree
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json
+from shared_model.messages import Pretrain, Tune
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary
 from shared_model.vocabulary_rules import AgreementRules
@@ -31,6 +33,7 @@ from sim.inprocess_grid import InProcessGrid
 from tests.hospital_client.policies import write_policy
 from tests.hospital_client.raw_tables import write_tables
 from tests.server.raw_consortium import LOOSE, Listening, RawConsortium, make_tables
+from tests.sim import consortium
 
 RULES = AgreementRules(minimum_count=5, **LOOSE)
 
@@ -49,7 +52,8 @@ def agreed(place: Place, rules: AgreementRules = RULES) -> tuple[Vocabulary, Lis
 
 
 def asked(place: Place, kind: str, *, records: dict[str, ConfigRecord] | None = None, **more: str | int) -> Message:
-    config = ConfigRecord({"minimum-count": 1, "min-records": 1, "seed": 42} | more)
+    fixed = {"minimum-count": 1, "min-records": 1, "seed": 42, "experiment": "x", "vocabulary": "f" * 64}
+    config = ConfigRecord({**fixed, "settings": consortium.settings().model_dump_json()} | more)
     message = plain_message(RecordDict({"config": config} | (records or {})), f"query.{kind}", 3, number=1)
     context = Context(run_id=0, node_id=3, node_config={}, state=RecordDict(), run_config={})
     return make_app(lambda context: place)(message, context)
@@ -94,8 +98,23 @@ def diagnoses_of(reply: Message) -> list[str]:
 
 
 def assert_refused_round(place: Place, kind: str, vocabulary: Vocabulary) -> None:
-    config = {"vocabulary": vocabulary.digest, "experiment": "x", "seed": 42, "settings": Settings().model_dump_json()}
-    message = plain_message(RecordDict({"config": ConfigRecord({**config})}), f"train.{kind}", 3, number=1)
+    common: dict[str, Any] = {"vocabulary": vocabulary.digest, "experiment": "x", "seed": 42, "settings": Settings()}
+    exchange = {
+        "round": 1,
+        "serial": 1,
+        "exchange": 0,
+        "first_epoch": 1,
+        "epochs": 1,
+        "taken": 0,
+        "algorithm": "fedavg",
+    }
+    switches = dict.fromkeys(("train", "score", "only_hospital", "keep_optimizer", "bfloat16", "changed_rows"), False)
+    request = (
+        Tune(**common, models=["tempt"], save_scores=False)
+        if kind == Tune.kind
+        else Pretrain(**common, **exchange, **switches)  # type: ignore[arg-type]
+    )
+    message = plain_message(content_of(request, {}), request.route, 3, number=1)
     reply = make_app(lambda context: place)(message, Context(0, 3, {}, RecordDict(), {}))
     assert reply.has_error() and (reply.error.reason or "").startswith("TemptError at one_agreement.py:")
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import Context, RecordDict
 
 from hospital_client import app
 from hospital_client.app import Place, make_app
@@ -21,6 +21,7 @@ from server import exchange
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
 from shared_model.errors import HOSPITALS_ERROR
+from shared_model.messages import Hello
 from tests.sim import consortium
 from tests.sim.consortium import environment
 
@@ -79,7 +80,7 @@ def test_an_answer_that_takes_too_long_is_an_error_that_names_no_data(
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
     monkeypatch.setattr(app, "_partition", lambda place: time.sleep(60))
     plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(timeout=0.5), consortium.VOCABULARY)
-    message = plain_message(RecordDict({"config": plan.config()}), "query.hello")
+    message = plain_message(exchange.content_of(Hello(**plan.common()), {}), "query.hello")
     context = Context(run_id=0, node_id=1, node_config={}, state=RecordDict(), run_config={})
     reply = make_app(lambda context: Place(data, 3, tmp_path))(message, context)
     assert reply.error.code == HOSPITALS_ERROR
@@ -101,6 +102,8 @@ def test_no_server_can_ask_a_deployed_hospital_for_work_without_an_end(
     context = Context(run_id=0, node_id=8, node_config={}, state=RecordDict(), run_config={})
     for alone, seconds in ((True, asked), (True, 30.0), (False, 0.0)):
         place = Place(tmp_path, 8, tmp_path, alone=alone)
-        content = RecordDict({"config": ConfigRecord({"limit": seconds, "seed": 42})})
+        settings = consortium.settings()
+        request = Hello(limit=seconds, seed=42, experiment="x", settings=settings, vocabulary="f" * 64)
+        content = exchange.content_of(request, {})
         make_app(lambda _, place=place: place)(plain_message(content, "query.hello", 8), context)  # type: ignore[misc]
     assert limits == [86_400, 30, 0], "a simulation needs none"

@@ -14,6 +14,7 @@ from server import exchange
 from server.plain_message import plain_message
 from server.told import Told
 from server.validation import Rejected
+from shared_model.messages import CountCodes
 from tests.server.federations import Clock
 
 
@@ -162,10 +163,8 @@ def greeted(line: Line, expected: int, refuses: Callable[[int], bool]) -> tuple[
             raise Rejected("another vocabulary")
         return hospital
 
-    content = RecordDict({})
-    found, refused = exchange.ask_everybody(
-        line, content, "query.hello", "hello", 60.0, Told(), expected=expected, read=read
-    )
+    request = CountCodes(minimum_count=1, min_records=1)
+    found, refused = exchange.ask_everybody(line, request, {}, "hello", 60.0, Told(), expected=expected, read=read)
     return sorted(found), refused
 
 

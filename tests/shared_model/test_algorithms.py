@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from flwr.serverapp import strategy as flower
 
+import shared_model.algorithms
 from hospital_client.egress import ALLOWED_NUMBERS
 from server.flower_strategies import check_strategy, finish
 from server.step_back import Stand, names_of, state_of
@@ -25,9 +27,9 @@ INITIAL: Arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.on
 
 
 def test_algorithms_are_the_files_that_are_there() -> None:
-    assert algorithms() == (
-        *("fedadam", "fedavg", "fedavgm", "fedmedian", "fedprox", "fedtrimmedavg", "fedyogi", "krum", "scaffold"),
-    )
+    folder = Path(next(iter(shared_model.algorithms.__path__)))
+    files = {path.stem.replace("_", "-") for path in folder.glob("[a-z]*.py")}
+    assert set(algorithms()) == files >= {"fedadam", "fedavg", "fedprox", "krum", "scaffold"}
 
 
 @pytest.mark.parametrize("name", [name for name in algorithms() if isinstance(algorithm(name).finish, str)])
@@ -120,6 +122,30 @@ def test_state_is_a_tree_of_arrays_that_a_checkpoint_holds_with_their_types(tmp_
             assert found[part][name].tobytes() == array.tobytes()
     with pytest.raises(KeyError):
         state_of({n: t for n, t in tensors.items() if n != "state.now.b"}, about["names"], "state.")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has no attribute 'ALGORITHM'"),
+        ("ALGORITHM = ", "invalid syntax"),
+        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+        ("from shared_model.federated_algorithm import Algorithm\nALGORITHM = Algorithm()", "missing .* required"),
+    ],
+)
+def test_a_file_that_breaks_the_contract_is_one_line_and_costs_no_other_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    (tmp_path / "half_done.py").write_text(content)
+    monkeypatch.setattr(shared_model.algorithms, "__path__", [*shared_model.algorithms.__path__, str(tmp_path)])
+    algorithms.cache_clear()
+    try:
+        with pytest.raises(TemptError, match=f"strategy 'half-done': .*{words}.*; its file breaks the contract"):
+            algorithm("half-done")
+        assert algorithm("fedavg").exchanges == 1
+    finally:
+        algorithms.cache_clear()
+        sys.modules.pop("shared_model.algorithms.half_done", None)
 
 
 def test_a_strategy_that_flower_has_not_is_refused_before_anything_is_asked_for() -> None:
