@@ -110,6 +110,16 @@ def launch(place: ServerPlace, run_config: Mapping[str, Any], say: Say) -> dict[
         return _launch(place, run_config, digest, say)
 
 
+def few_keys(place: ServerPlace, registered: int, expected: int) -> str | None:
+    """What to do where fewer hospitals have keys than are waited for; None where they are enough."""
+    if registered >= expected:
+        return None
+    return (
+        f"note: keys of {registered} hospitals are registered and {expected} are waited for; register others "
+        f"meanwhile (tempt server register {place.run} KEY.PUB --hospital-id ID)"
+    )
+
+
 def _results(run: Path) -> dict[str, Any]:
     return read_form(run / RESULTS, RunResults, "delete it, and the same command writes it anew")
 
@@ -154,6 +164,8 @@ def _launch(place: ServerPlace, run_config: Mapping[str, Any], vocabulary: str |
             front.configure()
             _until(lambda: _listens(place), kept, "the front listens", say)
         say(f"hospitals reach the server at {Address(place.host, place.port)}; waiting for {run_config['hospitals']}")
+        if place.keys is not None and (few := few_keys(place, len(network.registered()), run_config["hospitals"])):
+            say(few)
 
         def keep() -> None:
             for process in kept:

@@ -154,9 +154,11 @@ def _resident() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a line a federation; 1 if both ways differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--ray", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="python -m sim.bench_federation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="does it run? few hospitals and rounds")
+    parser.add_argument("--ray", action="store_true", help="with the engine ray beside")
     given = parser.parse_args(arguments)
     sizes = [("inprocess", 3, 20)] if given.quick else [("inprocess", 80, 1279), ("inprocess", 1000, 128)]
     if given.ray:

@@ -48,10 +48,12 @@ def recovered(partition: Partition, settings: Settings, seed: int, epochs: int) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line a hospital."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=42)
+    parser = argparse.ArgumentParser(
+        prog="python -m sim.code_recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", type=Path, help="a dataset directory of `tempt prepare`")
+    parser.add_argument("--epochs", type=int, default=1, help="local ones before the update (1)")
+    parser.add_argument("--seed", type=int, default=42, help="of split and training (42)")
     given = parser.parse_args(arguments)
     try:
         dataset = read_dataset(given.dataset)

@@ -65,7 +65,9 @@ def make_folder(folder: Path, data: Path, hospitals: Sequence[int], *, force: bo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the folder and say what to type next."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m sim.deploy_folder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="a dataset directory; without one, a consortium is made up")
     parser.add_argument("--hospitals", default=",".join(map(str, HOSPITALS)), help="three ids, with commas")

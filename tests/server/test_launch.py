@@ -27,7 +27,7 @@ from server.control import Control
 from server.federation_settings import FederationSettings
 from server.front import FrontPlace, front_configuration, launch_front
 from server.keys import make_keys
-from server.launch import ServerPlace, _keep, _processes, launch
+from server.launch import ServerPlace, _keep, _processes, few_keys, launch
 from server.run_config import RUN_CONFIG
 from server.run_options import options_of
 from shared_model import run_directory
@@ -44,6 +44,14 @@ def test_options_of_a_deployment_are_those_of_flwr_run() -> None:
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert app["config"] == RUN_CONFIG
     assert {name: type(value) for name, value in app["config"].items()} == {n: type(v) for n, v in RUN_CONFIG.items()}
+
+
+def test_fewer_keys_than_hospitals_are_told_with_what_to_do(tmp_path: Path) -> None:
+    place = ServerPlace(tmp_path / "keys", tmp_path / "run", "127.0.0.1", 8443)
+    assert few_keys(place, 3, 3) is None and few_keys(place, 4, 3) is None
+    told = few_keys(place, 2, 3)
+    assert told is not None and told.startswith("note: keys of 2 hospitals are registered and 3 are waited for; ")
+    assert f"tempt server register {tmp_path / 'run'} KEY.PUB --hospital-id ID" in told
 
 
 def test_the_front_passes_the_fleet_alone_and_verifies_the_superlink(tmp_path: Path) -> None:
