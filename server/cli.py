@@ -36,9 +36,8 @@ def keys(
     ids = comma_lists.numbers("--hospitals", hospitals, "5,7", least=1)
     make_keys(directory, comma_lists.names("--hosts", hosts), ids, force=force)
     begun.begin()
-    tell(
-        f"Wrote keys for {len(ids)} {'hospital' if len(ids) == 1 else 'hospitals'} to {directory}; its README.txt says who gets what."
-    )
+    whose = "1 hospital" if len(ids) == 1 else f"{len(ids)} hospitals"
+    tell(f"Wrote keys for {whose} to {directory}; its README.txt says who gets what.")
 
 
 @app.command("launch")
