@@ -21,7 +21,8 @@ from shared_model.batching import TokenRows
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.federated_algorithm import Arrays
 from shared_model.fitting import PRETRAINING, FitFiles
-from shared_model.pretraining import PretrainingNetwork, shared_parameters
+from shared_model.pretraining import shared_parameters
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.results import FitName
 from shared_model.settings import Settings

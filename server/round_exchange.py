@@ -15,7 +15,7 @@ from server.plain_message import array_record
 from server.round_state import RoundState
 from server.validation import BadNumbers, Rejected, count_of, gradient_of, number_of, update_of
 from shared_model.federated_algorithm import Asked, Told
-from shared_model.pretraining import least_loss, slope
+from shared_model.pretrainings.tempt import least_loss, slope
 
 _LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
 

@@ -10,7 +10,7 @@ from server.federation import check_settings
 from server.federation_settings import FederationSettings, federation_settings
 from server.vocabulary_agreement import agreement_rules
 from shared_model import comma_lists
-from shared_model.adaptation import adaptation, adaptations
+from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError
 from shared_model.files import read_json
 from shared_model.run_directory import versions
@@ -53,7 +53,8 @@ def options_of(config: Mapping[str, Any]) -> Options:
     given = str(config["models"])
     models = comma_lists.names("models", given) if given.strip() else list(adaptations())
     for model in models:
-        adaptation(model)
+        if why := why_not_federated(adaptation(model)):
+            raise TemptError(f"models {model}: {why}")
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice; name each once")
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,14 +18,14 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 from pydantic import Discriminator, Tag
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
-from shared_model.encoder import MedicalEncoder
 from shared_model.file_forms import FitResult, ModelResult, RoundsResult, read_form
 from shared_model.files import replacing, write_json
 from shared_model.metrics import record_metrics
+from shared_model.pretrainings import pretraining, pretrainings
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted, Method
 from shared_model.records import RecordSet, Split
@@ -32,7 +33,7 @@ from shared_model.run_directory import seed_folder
 from shared_model.settings import Settings
 
 PRETRAINING = "pretraining"
-"""Stands for a model's name where a fit is the pretraining that models adapt."""
+"""Stands for a model's name where a fit is the pretraining that TEMPT adapts; see `pretraining_fit`."""
 
 
 def _kind_of(result: Mapping[str, Any]) -> str:
@@ -109,9 +110,24 @@ def scores_file(run: Path, seed: int, model: str, hospital: int) -> Path:
     return run / "scores" / model / f"seed-{seed}" / f"{hospital}.parquet"
 
 
-def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: torch.device) -> MedicalEncoder:
-    """The encoder of a pretraining checkpoint, without the heads that only pretraining needs."""
-    return _encoder(path, stamp_of(path), settings, rows, device)
+def pretraining_fit(name: str) -> str:
+    """What a pretraining's fits are called in checkpoints, history and random streams: no method has such a name."""
+    return PRETRAINING if name == "tempt" else f"{PRETRAINING}-{name}"
+
+
+def pretraining_of(model: str) -> str | None:
+    """The pretraining whose fits are called so; None where they are a method's."""
+    return next((name for name in pretrainings() if pretraining_fit(name) == model), None)
+
+
+def pretrained(context: Context, name: str, path: Path) -> Context:
+    """The context with the part of a pretraining that methods read, out of its checkpoint.
+
+    Raises:
+        TemptError: the checkpoint is missing, damaged or of other settings, or no pretraining has that name.
+    """
+    key = (path, stamp_of(path), context.settings, context.rows, context.medications, context.device)
+    return replace(context, part=_part(name, *key), stands_on=pretrained_digest(path))
 
 
 def pretrained_digest(path: Path) -> str:
@@ -131,16 +147,24 @@ def stamp_of(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(
-    path: Path, stamp: tuple[int, ...], settings: Settings, rows: TokenRows, device: torch.device
-) -> MedicalEncoder:
+def _part(
+    name: str,
+    path: Path,
+    stamp: tuple[int, ...],
+    settings: Settings,
+    rows: TokenRows,
+    medications: int,
+    device: torch.device,
+) -> nn.Module:
+    found = pretraining(name)
     tensors, _ = checkpoint.load(path, device)
-    encoder = MedicalEncoder(settings.encoder, rows).to(device)
-    prefix = "encoder."
-    checkpoint.load_module(
-        encoder, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path
-    )
-    return encoder.eval()
+    prefix = f"{found.reads}." if found.reads else ""
+    own = {of.removeprefix(prefix): tensor for of, tensor in tensors.items() if of.startswith(prefix)}
+    context = Context(settings, rows, medications, 0, WHOLE_CONSORTIUM, device)
+    unused = torch.Generator().manual_seed(0)
+    part = found.network(context, unused).get_submodule(found.reads).to(device)
+    checkpoint.load_module(part, own, path)
+    return part.eval()
 
 
 def fit_and_evaluate(

@@ -5,6 +5,7 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
     TITLE: str                      its row in the paper's tables
     PAPER: dict                     the paper's mean and deviation of each metric, where it prints them
     SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
+    NEEDS: str                      the pretraining that it adapts (`shared_model/pretrainings/`); left out, none
     fit(train, validation, context) -> Fitted
     probabilities(tensors, records, context) -> one row a record
 
@@ -23,7 +24,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, PackedSets, TokenRows, code_tokens, pack
-from shared_model.encoder import MedicalEncoder
 from shared_model.initialization import initialize, start_at_rates
 from shared_model.metrics import average_precision
 from shared_model.objectives import mlp, recommendation_loss
@@ -41,8 +41,8 @@ class Context:
 
     Attributes:
         hospital: whose records they are, or `WHOLE_CONSORTIUM`.
-        encoder: the pretrained encoder, for a method that adapts one.
-        stands_on: a digest of the pretraining's tensors that the encoder is of.
+        part: of the pretrained network what methods read, for one that needs a pretraining; TEMPT's is its encoder.
+        stands_on: a digest of the pretraining's tensors that the part is of.
         resume: where a long fit keeps its state while it runs.
         epochs: fit for exactly so many, with no look at validation.
     """
@@ -53,17 +53,22 @@ class Context:
     seed: int
     hospital: int
     device: torch.device
-    encoder: MedicalEncoder | None = None
+    part: nn.Module | None = None
     stands_on: str | None = None
     resume: Path | None = None
     on_epoch: OnEpoch | None = None
     epochs: int | None = None
 
     @property
-    def pretrained(self) -> MedicalEncoder:
-        if self.encoder is None:
-            raise ValueError("this method adapts a pretrained encoder; the context has none")
-        return self.encoder
+    def pretrained(self) -> Any:
+        """What the method reads of the pretraining that its file says it needs: a module, of TEMPT's `MedicalEncoder`.
+
+        Raises:
+            ValueError: the method's file names no pretraining.
+        """
+        if self.part is None:
+            raise ValueError('this method needs a pretrained network, and its file has no NEEDS = "<pretraining>"')
+        return self.part
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,12 @@ class Method(Protocol):
     def probabilities(
         self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
     ) -> Float[Tensor, "records medications"]: ...
+
+
+def needs_of(method: Method) -> str | None:
+    """The pretraining that a method adapts."""
+    found: str | None = getattr(method, "NEEDS", None)
+    return found
 
 
 Represent = Callable[[CodeSets, CodeSets, Dropout | None], Float[Tensor, "sets c"]]

@@ -8,10 +8,11 @@ from functools import cache
 from typing import Literal, cast
 
 import sim.baselines
-from shared_model.adaptation import adaptation, adaptations
+from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError, unknown
 from shared_model.found_files import names_of_files
-from shared_model.recommendation import Method
+from shared_model.pretrainings import pretrainings
+from shared_model.recommendation import Method, needs_of
 
 Mode = Literal["centralized", "federated", "local"]
 
@@ -34,9 +35,22 @@ def method_names() -> list[str]:
     return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
+def needs(name: str) -> str | None:
+    """The pretraining that a method adapts.
+
+    Raises:
+        TemptError: its file names one that there is not.
+    """
+    needed = needs_of(method(name))
+    if needed is not None and needed not in pretrainings():
+        known = ", ".join(pretrainings())
+        raise TemptError(f"{name}: its file says NEEDS = '{needed}', and there is no such pretraining; known: {known}")
+    return needed
+
+
 def adapts(name: str) -> bool:
-    """Whether a method starts from the pretrained encoder."""
-    return name in adaptations()
+    """Whether a method starts from a pretraining."""
+    return needs(name) is not None
 
 
 def method(name: str) -> Method:
@@ -47,7 +61,7 @@ def method(name: str) -> Method:
     """
     if name not in method_names():
         raise unknown("model", name, method_names())
-    if adapts(name):
+    if name in adaptations():
         return adaptation(name)
     return cast(Method, importlib.import_module(f"{sim.baselines.__name__}.{name.replace('-', '_')}"))
 
@@ -55,8 +69,8 @@ def method(name: str) -> Method:
 def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
     """The methods asked for, in the order asked for; without any, all that the mode has, in the order of the table.
 
-    A federation has those that adapt a pretrained encoder. Where each hospital is by itself, none is fitted on the
-    records of all: what such a row would show is not what a hospital can do alone.
+    A federation has those that adapt the encoder that it pretrains. Where each hospital is by itself, none is fitted on
+    the records of all: what such a row would show is not what a hospital can do alone.
 
     Raises:
         TemptError: there is no such method, the mode does not have it, or it is named twice.
@@ -72,7 +86,9 @@ def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
 def _not_in(mode: Mode, name: str) -> str | None:
     """Why a mode does not have a method."""
     functions = method(name)
-    if mode == "federated" and not adapts(name):
+    if mode == "federated" and (why := why_not_federated(functions)):
+        return why
+    if mode == "federated" and name not in adaptations():
         return (
             "pretrains nothing that could be federated; run it with `tempt simulate centralized` and show it with "
             "--beside"

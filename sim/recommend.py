@@ -25,7 +25,7 @@ from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 from shared_model.vocabulary_rules import nameless
 from sim.centralized import some
-from sim.methods import adapts, method
+from sim.methods import method
 from sim.units import FitUnit, Plan, context_of
 
 
@@ -89,7 +89,7 @@ def recommend(
     plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, alone=alone)
     whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
     unit = FitUnit(plan, model, seed, whose)
-    if adapts(model) and unit.needs is not None and not unit.needs.files.tensors.exists():
+    if unit.needs is not None and not unit.needs.files.tensors.exists():
         raise TemptError(
             f"{unit.needs.files.tensors}: no such checkpoint; the run is not complete, go on with --resume"
         )

@@ -76,7 +76,7 @@ def table(content: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
     for run in [*beside, content]:
         if beside:
             lines.append(f"{run['mode']}:")
-        # rows that adapt no encoder are the same in every mode
+        # rows that adapt no pretraining are the same in every mode
         names = [name for name in run["models"] if adapts(name) or run is content or run is beside[0]]
         for name in names:
             lines += _rows(name, run["models"][name], content["models"].get("tempt"), itself=run is content)

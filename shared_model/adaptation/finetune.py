@@ -16,6 +16,7 @@ from shared_model.whole_network import whole_network
 TITLE = "TEMPT (finetune)"
 PAPER = {"prauc": (0.5407, 0.0011), "jaccard": (0.3300, 0.0012), "f1": (0.4778, 0.0015)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:

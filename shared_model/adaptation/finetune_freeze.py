@@ -23,6 +23,7 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT (finetune-freeze)"
 PAPER = {"prauc": (0.5404, None)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:

@@ -25,6 +25,7 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT"
 PAPER = {"prauc": (0.5468, 0.0016), "jaccard": (0.3318, 0.0010), "f1": (0.4790, 0.0013)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:

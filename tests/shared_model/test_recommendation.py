@@ -68,7 +68,7 @@ def make_context(b: int = B, rate: float = 0.0, tuning: dict[str, object] | None
     )
     encoder = MedicalEncoder(settings.encoder, ROWS).double()
     oracles.set_by_formula(encoder)
-    values = {"seed": 42, "hospital": 3, "device": torch.device("cpu"), "encoder": encoder} | more
+    values = {"seed": 42, "hospital": 3, "device": torch.device("cpu"), "part": encoder} | more
     return Context(settings=settings, rows=ROWS, medications=MEDICATIONS, **values)  # type: ignore[arg-type]
 
 
@@ -286,8 +286,8 @@ def test_head_of_a_context_is_as_wide_as_both_representations() -> None:
 
 
 def test_context_without_a_pretrained_encoder_says_so() -> None:
-    with pytest.raises(ValueError, match="adapts a pretrained encoder"):
-        _ = make_context(encoder=None).pretrained
+    with pytest.raises(ValueError, match="needs a pretrained network"):
+        _ = make_context(part=None).pretrained
 
 
 def test_recommend_for_no_records_has_no_rows() -> None:

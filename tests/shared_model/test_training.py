@@ -503,7 +503,7 @@ def test_a_complex_parameter_is_refused() -> None:
     task = Scripted([1.0])
     task.module = nn.Module()  # type: ignore[assignment]
     task.module.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(TemptError, match="its parameter phase is torch.complex64, .* torch.view_as_real"):
+    with pytest.raises(TemptError, match=r"its parameter phase is torch\.complex64, .* torch\.view_as_real"):
         run(task)
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from shared_model import checkpoint
+from shared_model.adaptation import adaptations
 from shared_model.batching import TokenRows
-from shared_model.encoder import MedicalEncoder
 from shared_model.fitting import PRETRAINING
+from shared_model.pretrainings import pretraining
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted
 from shared_model.records import CodeSets, RecordSet, Split
-from sim.methods import adapts, chosen, method, method_names
+from sim.methods import chosen, method, method_names, needs
 from sim.units import FitUnit, Plan, fit_unit
 from tests import oracles
 from tests.sim import consortium
@@ -36,13 +37,14 @@ every_method = pytest.mark.parametrize("name", method_names())
 
 def context_of(name: str, **more: Any) -> Context:
     settings = consortium.settings()
-    encoder = None
-    if adapts(name):
-        encoder = MedicalEncoder(settings.encoder, ROWS)
-        oracles.set_by_formula(encoder)
-        encoder.eval()
+    part = None
+    if (needed := needs(name)) is not None:
+        found, bare = pretraining(needed), Context(settings, ROWS, consortium.MEDICATIONS, 42, 0, torch.device("cpu"))
+        part = found.network(bare, torch.Generator()).get_submodule(found.reads)
+        oracles.set_by_formula(part)
+        part.eval()
     hospital = WHOLE_CONSORTIUM if method(name).SCOPE == "consortium" else OWN
-    values: dict[str, Any] = {"seed": 42, "hospital": hospital, "device": torch.device("cpu"), "encoder": encoder}
+    values: dict[str, Any] = {"seed": 42, "hospital": hospital, "device": torch.device("cpu"), "part": part}
     return Context(settings=settings, rows=ROWS, medications=consortium.MEDICATIONS, **(values | more))
 
 
@@ -77,7 +79,7 @@ def test_method_names_when_listed_are_the_files_in_the_order_of_the_table() -> N
     assert [name for name in names if name in known] == known
     assert chosen(["tempt", "frequency"]) == ["tempt", "frequency"]  # rows come as they were asked for
     assert chosen([]) == names
-    assert chosen([], "federated") == [name for name in names if adapts(name)]
+    assert chosen([], "federated") == [name for name in names if name in adaptations()]
     assert chosen([], "local") == [name for name in names if method(name).SCOPE == "hospital"]
 
 
@@ -158,15 +160,15 @@ def test_fitted_tensors_when_saved_and_loaded_answer_the_same(name: str, tmp_pat
 
 
 @every_method
-def test_fit_leaves_the_pretrained_encoder(name: str) -> None:
+def test_fit_leaves_the_pretrained_part(name: str) -> None:
     context = context_of(name)
-    if context.encoder is None:
-        pytest.skip("adapts no encoder")
-    before = {of: tensor.clone() for of, tensor in context.encoder.state_dict().items()}
+    if context.part is None:
+        pytest.skip("adapts no pretraining")
+    before = {of: tensor.clone() for of, tensor in context.part.state_dict().items()}
     fitted = fit(name, context)
     method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context)
-    assert_same_tensors(dict(context.encoder.state_dict()), before)
-    assert all(p.grad is None for p in context.encoder.parameters())
+    assert_same_tensors(dict(context.part.state_dict()), before)
+    assert all(p.grad is None for p in context.part.parameters())
 
 
 @every_method

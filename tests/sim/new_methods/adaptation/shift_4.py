@@ -23,6 +23,7 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT (shift-4)"
 PAPER: dict[str, tuple[float, float | None]] = {}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
