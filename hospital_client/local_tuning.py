@@ -36,7 +36,7 @@ from shared_model.fitting import (
     scores_file,
 )
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, needs_of
+from shared_model.recommendation import Context, needs_of, own_settings_of
 from shared_model.records import records_digest
 from shared_model.results import RESULTS, FitName, write_results
 from shared_model.run_directory import CONFIG, VOCABULARY, seed_folder
@@ -95,6 +95,7 @@ def tune(
                 seed=seed,
                 hospital=partition.hospital,
                 device=device,
+                own=settings.own(model, own_settings_of(functions[model])),
                 resume=files.partial,
             )
             if (needed := needs_of(functions[model])) is not None:
@@ -257,7 +258,8 @@ def numbers(results: Mapping[str, Mapping[str, Any]], hospital: int) -> dict[str
     found: dict[str, float] = {}
     for model, result in results.items():
         for name, value in result["hospitals"][str(hospital)].items():
-            found[f"{model}.{name}"] = float(value)
+            if value is not None:  # as a system without scores has it
+                found[f"{model}.{name}"] = float(value)
         found[f"{model}.best_epoch"] = float(result["best_epoch"])
         for name, value in result["seconds"].items():
             found[f"{model}.seconds.{name}"] = float(value)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
+from shared_model.adaptation import adaptation, adaptations
 from shared_model.algorithms import algorithm, algorithms
 from shared_model.errors import TemptError, printable
 from shared_model.files import replacing
+from shared_model.recommendation import own_settings_of
 from shared_model.settings import Settings
 
 FILE = "policy.toml"
@@ -169,6 +171,7 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
         Raises:
             Refused: each that is not is named; the first with its value and what is accepted, and so is a second one.
+                Of a method's own settings the default alone is accepted.
         """
         _check(
             (f"{stage}.{name}", value, allowed)
@@ -176,6 +179,14 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             for name, allowed in getattr(self, stage)
             for value in [getattr(getattr(settings, stage), name)]
         )
+        for method, values in settings.of_methods.items():
+            kind = own_settings_of(adaptation(method)) if method in adaptations() else None
+            accepted = {} if kind is None else kind().model_dump(mode="json")
+            for name in sorted(values.keys() | accepted.keys()):
+                # what a method's own settings may be is its file's affair, and no operator has looked at its bounds
+                if name not in values or name not in accepted or values[name] != accepted[name]:
+                    found, default = printable(values.get(name), 40), accepted.get(name, "none")
+                    raise Refused(f"{printable(method, 40)}.{printable(name, 40)} is {found}, accepted {default} alone")
 
     def check_round(self, asked: Mapping[str, float]) -> None:
         """Refuse a round's own numbers where they are not accepted.

@@ -13,6 +13,7 @@ from shared_model import comma_lists
 from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError
 from shared_model.files import read_json
+from shared_model.fitting import own_settings
 from shared_model.run_directory import versions
 from shared_model.settings import Settings, resolve
 from shared_model.shipped_code import code_files
@@ -34,8 +35,6 @@ def options_of(config: Mapping[str, Any]) -> Options:
     Raises:
         TemptError: one is unknown, ill-typed or out of its bounds.
     """
-    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
-    check_settings(settings)
     federation = federation_settings(
         strategy=config["strategy"],
         options=_pairs("strategy-options", str(config["strategy-options"])),
@@ -57,6 +56,9 @@ def options_of(config: Mapping[str, Any]) -> Options:
             raise TemptError(f"models {model}: {why}")
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice; name each once")
+    own = own_settings({model: adaptation(model) for model in models})
+    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])), own)
+    check_settings(settings)
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
     return Options(settings, federation, tuple(models), tuple(seeds))
 

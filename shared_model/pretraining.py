@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from shared_model.errors import TemptError
@@ -30,12 +31,14 @@ class Pretraining:
             records, and the context.
         optimization: what the loop is told, of the context.
         reads: the network's module that methods read, without the heads that only pretraining needs; "" for all of it.
+        settings: of its own, `--set pretraining-<name>.<field>=value`; in the context as `context.own`.
     """
 
     network: Callable[[Context, torch.Generator], nn.Module]
     task: Callable[[nn.Module, RecordSet, RecordSet, Context], Task]
     optimization: Callable[[Context], OptimizationSettings]
     reads: str = ""
+    settings: type[BaseModel] | None = None
 
 
 def shared_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

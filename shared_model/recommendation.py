@@ -6,8 +6,9 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
     PAPER: dict                     the paper's mean and deviation of each metric, where it prints them
     SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
     NEEDS: str                      the pretraining that it adapts (`shared_model/pretrainings/`); left out, none
+    Settings: type[BaseModel]       settings of its own, `--set <method>.<field>=value`; left out, none
     fit(train, validation, context) -> Fitted
-    probabilities(tensors, records, context) -> one row a record
+    answer(tensors, records, context) -> Recommended, one row a record
 
 `fit` sees training records, and validation records for selection alone.
 """
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, PackedSets, TokenRows, code_tokens, pack
@@ -41,6 +43,7 @@ class Context:
 
     Attributes:
         hospital: whose records they are, or `WHOLE_CONSORTIUM`.
+        own: an object of its file's `Settings`, for a method or pretraining that has them.
         part: of the pretrained network what methods read, for one that needs a pretraining; TEMPT's is its encoder.
         stands_on: a digest of the pretraining's tensors that the part is of.
         resume: where a long fit keeps its state while it runs.
@@ -53,6 +56,7 @@ class Context:
     seed: int
     hospital: int
     device: torch.device
+    own: Any = None
     part: nn.Module | None = None
     stands_on: str | None = None
     resume: Path | None = None
@@ -81,6 +85,18 @@ class Fitted:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+class Recommended(NamedTuple):
+    """A method's answer.
+
+    Attributes:
+        scores: each medication's probability; None for a system that decides on sets, which has no PRAUC then.
+        chosen: the medications that are recommended.
+    """
+
+    scores: Float[Tensor, "records medications"] | None
+    chosen: Bool[Tensor, "records medications"]
+
+
 @runtime_checkable
 class Method(Protocol):
     """The contract of a method's file, as a type."""
@@ -91,14 +107,18 @@ class Method(Protocol):
 
     def fit(self, train: RecordSet, validation: RecordSet, context: Context) -> Fitted: ...
 
-    def probabilities(
-        self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-    ) -> Float[Tensor, "records medications"]: ...
+    def answer(self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended: ...
 
 
 def needs_of(method: Method) -> str | None:
     """The pretraining that a method adapts."""
     found: str | None = getattr(method, "NEEDS", None)
+    return found
+
+
+def own_settings_of(method: Method) -> type[BaseModel] | None:
+    """The settings of its own that a method has, each with a default."""
+    found: type[BaseModel] | None = getattr(method, "Settings", None)
     return found
 
 
@@ -226,13 +246,18 @@ class RecommendationTask:
         return float((sums / member.bincount()).mean())
 
 
-def kept_probabilities(
+def above_threshold(probabilities: Float[Tensor, "records medications"], context: Context) -> Recommended:
+    """The answer that recommends each medication whose probability is strictly above the threshold."""
+    return Recommended(probabilities, probabilities > context.settings.evaluation.threshold)
+
+
+def kept_answer(
     recommender: Recommender, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    """What `recommend` answers with the tensors that a fit has left."""
+) -> Recommended:
+    """What a recommender answers with the tensors that a fit has left."""
     recommender.module.load_state_dict(dict(tensors))
     recommender.module.eval()
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return above_threshold(recommend(recommender, records, context.settings.encoder.longest_set), context)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from scipy.stats import ttest_rel
 
 from shared_model.files import write_json
 from shared_model.fitting import pretraining_fit
-from shared_model.metrics import METRICS, hospital_mean, record_mean
+from shared_model.metric_names import METRICS
+from shared_model.metrics import hospital_mean, record_mean
 
 RESULTS = "results.json"
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, cast
+
+from pydantic import BaseModel
 
 import sim.baselines
 from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError, unknown
+from shared_model.fitting import own_settings
 from shared_model.found_files import names_of_files
 from shared_model.pretrainings import pretrainings
 from shared_model.recommendation import Method, needs_of
@@ -81,6 +84,22 @@ def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
     if len(set(names)) < len(names):
         raise TemptError(f"--models {','.join(names)}: a model is named twice; name each once")
     return list(names) or [name for name in method_names() if not _not_in(mode, name)]
+
+
+def own_settings_of(models: Sequence[str], assigned: Iterable[str]) -> dict[str, type[BaseModel]]:
+    """The `Settings` of those of a run's methods and pretrainings that have some, by name.
+
+    Args:
+        assigned: the fields that `--set` names.
+
+    Raises:
+        TemptError: one of them is of a method that the run does not fit.
+    """
+    for field in assigned:
+        name = field.partition(".")[0]
+        if name in method_names() and name not in models:
+            raise TemptError(f"--set {field}: the run does not fit {name}; name it in --models, or leave this out")
+    return own_settings({name: method(name) for name in models})
 
 
 def _not_in(mode: Mode, name: str) -> str | None:

@@ -23,7 +23,7 @@ from shared_model.fitting import (
 )
 from shared_model.pretrainings import pretraining
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, own_settings_of
 from shared_model.records import Dataset, Split, read_dataset
 from shared_model.settings import Settings
 from shared_model.training import train
@@ -126,13 +126,16 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
 def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) -> Context:
     """What a unit needs to fit or to answer, with what its method reads of a pretraining."""
     rows = TokenRows(len(vocabulary.diagnoses), len(vocabulary.procedures))
+    of, settings = pretraining_of(unit.model), unit.plan.settings
+    kind = own_settings_of(method(unit.model)) if of is None else pretraining(of).settings
     context = Context(
-        settings=unit.plan.settings,
+        settings=settings,
         rows=rows,
         medications=len(vocabulary.medications),
         seed=unit.seed,
         hospital=unit.hospital,
         device=torch.device(unit.plan.device),
+        own=settings.own(unit.model, kind),
         resume=unit.files.partial,
         on_epoch=emit,
         epochs=unit.epochs,

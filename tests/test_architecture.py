@@ -51,7 +51,7 @@ def test_files_when_named_say_what_they_hold() -> None:
 
 def test_public_functions_and_classes_of_shared_model_have_docstrings() -> None:
     # described once, in shared_model/recommendation.py and shared_model/federated_algorithm.py
-    contract = {("adaptation", "fit"), ("adaptation", "probabilities")}
+    contract = {("adaptation", "fit"), ("adaptation", "answer")}
     contract |= {("pretrainings", "network"), ("pretrainings", "task")}
     contract |= {("algorithms", name) for name in ("begin", "ask", "local", "gather", "accept", "finish")}
     silent = [

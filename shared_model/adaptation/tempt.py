@@ -14,10 +14,11 @@ from shared_model.randomness import Dropout
 from shared_model.recommendation import (
     Context,
     Fitted,
+    Recommended,
     Recommender,
     fit_recommender,
     head_of,
-    kept_probabilities,
+    kept_answer,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -34,10 +35,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.tuning, context, "tempt")
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 class _PromptsAndHead(nn.Module):

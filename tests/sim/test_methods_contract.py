@@ -5,6 +5,7 @@ A new file of `sim/baselines/` or `shared_model/adaptation/` is a new case of ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def fit(name: str, context: Context | None = None, split: Split = SPLIT) -> Fitt
     return method(name).fit(part(name, split.train), part(name, split.validation), context or context_of(name))
 
 
+def answer(name: str, tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Tensor:
+    """The scores of a method's answer; its sets as 0 and 1 where it has none."""
+    scores, chosen = method(name).answer(tensors, records, context)
+    return chosen.float() if scores is None else scores
+
+
 def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert sorted(found) == sorted(expected)
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
@@ -94,23 +101,25 @@ def test_method_says_its_row_its_scope_and_the_papers_figures(name: str) -> None
 
 
 @every_method
-def test_probabilities_of_a_fit_are_probabilities(name: str) -> None:
+def test_answer_of_a_fit_is_sets_and_where_it_has_scores_they_are_probabilities(name: str) -> None:
     fitted = fit(name)
     for records in (part(name, SPLIT.test), part(name, SPLIT.test).select(torch.tensor([0]))):
-        found = method(name).probabilities(fitted.tensors, records, context_of(name))
-        assert found.shape == (len(records), consortium.MEDICATIONS)
-        assert found.dtype == torch.float32 and not found.requires_grad
-        assert bool(((found >= 0) & (found <= 1)).all())
+        scores, chosen = method(name).answer(fitted.tensors, records, context_of(name))
+        assert chosen.shape == (len(records), consortium.MEDICATIONS) and chosen.dtype == torch.bool
+        if scores is not None:
+            assert scores.shape == chosen.shape
+            assert scores.dtype == torch.float32 and not scores.requires_grad
+            assert bool(((scores >= 0) & (scores <= 1)).all())
 
 
 @every_method
-def test_probabilities_of_a_record_do_not_depend_on_its_neighbours_or_its_medications(name: str) -> None:
+def test_answer_for_a_record_does_not_depend_on_its_neighbours_or_its_medications(name: str) -> None:
     fitted, context = fit(name), context_of(name)
     records = part(name, SPLIT.test)
-    together = method(name).probabilities(fitted.tensors, records, context)
+    together = answer(name, fitted.tensors, records, context)
     unknown = replace(records, medications=CodeSets.of([[]] * len(records)))
     for i in range(len(records)):
-        alone = method(name).probabilities(fitted.tensors, unknown.select(torch.tensor([i])), context)
+        alone = answer(name, fitted.tensors, unknown.select(torch.tensor([i])), context)
         assert torch.allclose(alone[0], together[i], rtol=0, atol=1e-6)
 
 
@@ -143,7 +152,7 @@ def test_fit_learns(name: str) -> None:
         assert losses(fitted)[-1] < losses(fitted)[0]
     else:
         train = part(name, SPLIT.train)
-        found = method(name).probabilities(fitted.tensors, train, context_of(name))
+        found = answer(name, fitted.tensors, train, context_of(name))
         labels = train.medications.multi_hot(consortium.MEDICATIONS)
         assert float(((found - labels) ** 2).mean()) < 0.25
 
@@ -155,7 +164,7 @@ def test_fitted_tensors_when_saved_and_loaded_answer_the_same(name: str, tmp_pat
     tensors, about = checkpoint.load(tmp_path / "one.safetensors")
     assert about == fitted.about
     records = part(name, SPLIT.test)
-    answers = [method(name).probabilities(of, records, context_of(name)) for of in (fitted.tensors, tensors)]
+    answers = [answer(name, of, records, context_of(name)) for of in (fitted.tensors, tensors)]
     assert torch.equal(answers[0], answers[1])
 
 
@@ -166,7 +175,7 @@ def test_fit_leaves_the_pretrained_part(name: str) -> None:
         pytest.skip("adapts no pretraining")
     before = {of: tensor.clone() for of, tensor in context.part.state_dict().items()}
     fitted = fit(name, context)
-    method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context)
+    answer(name, fitted.tensors, part(name, SPLIT.test), context)
     assert_same_tensors(dict(context.part.state_dict()), before)
     assert all(p.grad is None for p in context.part.parameters())
 
@@ -212,7 +221,7 @@ def test_fit_without_validation_records_keeps_its_last_epoch(name: str) -> None:
 def test_fit_of_one_training_record_is_finite(name: str) -> None:
     one = part(name, SPLIT.train).select(torch.tensor([0]))
     fitted = method(name).fit(one, part(name, SPLIT.validation), context_of(name))
-    found = method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context_of(name))
+    found = answer(name, fitted.tensors, part(name, SPLIT.test), context_of(name))
     assert bool(torch.isfinite(found).all())
 
 
@@ -221,7 +230,7 @@ def test_fit_of_no_training_record_is_finite(name: str) -> None:
     """A hospital of one record has no training record: int(0.8) is 0. Its result is defined, whatever it is."""
     none = part(name, SPLIT.train).select(torch.tensor([], dtype=torch.int64))
     fitted = method(name).fit(none, part(name, SPLIT.validation), context_of(name))
-    found = method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context_of(name))
+    found = answer(name, fitted.tensors, part(name, SPLIT.test), context_of(name))
     assert bool(torch.isfinite(found).all())
 
 
@@ -267,7 +276,7 @@ def test_frequency_is_each_medications_rate_in_all_training_records() -> None:
     train = records_of([1, 1, 2, 2, 2], [[0], [0, 2], [0], [], [2]])
     context = replace(context_of("frequency"), medications=3)
     fitted = method("frequency").fit(train, train, context)
-    found = method("frequency").probabilities(fitted.tensors, train, context)
+    found = answer("frequency", fitted.tensors, train, context)
     assert torch.allclose(found, torch.tensor([[3 / 5, 0, 2 / 5]] * 5))
 
 
@@ -288,7 +297,7 @@ def test_hospital_frequency_is_shrunk_by_the_k_that_validation_chooses(
     fitted = method("hospital-frequency").fit(train, records_of([1], [[validated]]), context)
     assert fitted.about["k"] == k
     # hospital 5 has no training record: it gets the consortium's rates
-    found = method("hospital-frequency").probabilities(fitted.tensors, records_of([2, 1, 5], [[], [], []]), context)
+    found = answer("hospital-frequency", fitted.tensors, records_of([2, 1, 5], [[], [], []]), context)
     assert torch.allclose(found, torch.tensor([second, first, (0.1, 0.9)]))
 
 
@@ -317,5 +326,5 @@ def test_hospital_frequency_of_the_consortium_is_its_formula() -> None:
             for m in range(consortium.MEDICATIONS)
         ]
         records = SPLIT.test.of_hospital(hospital)
-        found = method("hospital-frequency").probabilities(fitted.tensors, records, context_of("hospital-frequency"))
+        found = answer("hospital-frequency", fitted.tensors, records, context_of("hospital-frequency"))
         assert found[0].tolist() == pytest.approx(expected, abs=1e-6)
