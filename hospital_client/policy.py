@@ -179,14 +179,7 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             for name, allowed in getattr(self, stage)
             for value in [getattr(getattr(settings, stage), name)]
         )
-        for method, values in settings.of_methods.items():
-            kind = own_settings_of(adaptation(method)) if method in adaptations() else None
-            accepted = {} if kind is None else kind().model_dump(mode="json")
-            for name in sorted(values.keys() | accepted.keys()):
-                # what a method's own settings may be is its file's affair, and no operator has looked at its bounds
-                if name not in values or name not in accepted or values[name] != accepted[name]:
-                    found, default = printable(values.get(name), 40), accepted.get(name, "none")
-                    raise Refused(f"{printable(method, 40)}.{printable(name, 40)} is {found}, accepted {default} alone")
+        _check_own(settings)
 
     def check_round(self, asked: Mapping[str, float]) -> None:
         """Refuse a round's own numbers where they are not accepted.
@@ -215,6 +208,22 @@ def _check(asked: Iterable[tuple[str, Any, Any]]) -> None:
         (first, *others), names = beyond.values(), list(beyond)
         # a server's operator sees 200 characters of an error
         raise Refused("; ".join([first, *others]) if len(names) < 3 else f"{first}; also {', '.join(names[1:])}")
+
+
+def _check_own(settings: Settings) -> None:
+    """Refuse what a method has for itself unless it is the default: no operator has looked at its file's bounds.
+
+    Raises:
+        Refused: so it is.
+    """
+    for method, values in settings.of_methods.items():
+        kind = own_settings_of(adaptation(method)) if method in adaptations() else None
+        defaults = {} if kind is None else kind().model_dump(mode="json")
+        for name in sorted(values.keys() | defaults.keys()):
+            found, default = json.dumps(values.get(name)), json.dumps(defaults.get(name))
+            if found != default:
+                accepted = f"{default} alone" if name in defaults else "none"
+                raise Refused(f"{printable(method, 40)}.{printable(name, 40)} is {found[:40]}, accepted {accepted}")
 
 
 def read_policy(folder: Path) -> Policy:

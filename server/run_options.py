@@ -14,6 +14,7 @@ from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError
 from shared_model.files import read_json
 from shared_model.fitting import own_settings
+from shared_model.recommendation import is_default
 from shared_model.run_directory import versions
 from shared_model.settings import Settings, resolve
 from shared_model.shipped_code import code_files
@@ -50,7 +51,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
         changed_rows=config["changed-rows"],
     )
     given = str(config["models"])
-    models = comma_lists.names("models", given) if given.strip() else list(adaptations())
+    models = comma_lists.names("models", given) if given.strip() else _default_models()
     for model in models:
         if why := why_not_federated(adaptation(model)):
             raise TemptError(f"models {model}: {why}")
@@ -61,6 +62,11 @@ def options_of(config: Mapping[str, Any]) -> Options:
     check_settings(settings)
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
     return Options(settings, federation, tuple(models), tuple(seeds))
+
+
+def _default_models() -> list[str]:
+    methods = {name: adaptation(name) for name in adaptations()}
+    return [name for name, method in methods.items() if is_default(method) and not why_not_federated(method)]
 
 
 def given_vocabulary(config: Mapping[str, Any]) -> Path:

@@ -7,6 +7,7 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
     SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
     NEEDS: str                      the pretraining that it adapts (`shared_model/pretrainings/`); left out, none
     Settings: type[BaseModel]       settings of its own, `--set <method>.<field>=value`; left out, none
+    DEFAULT: bool                   False: only fitted where `--models` names it
     fit(train, validation, context) -> Fitted
     answer(tensors, records, context) -> Recommended, one row a record
 
@@ -15,7 +16,7 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -32,7 +33,7 @@ from shared_model.objectives import mlp, recommendation_loss
 from shared_model.randomness import Dropout, generator
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import RecommendationSettings, Settings
-from shared_model.training import OnEpoch, train
+from shared_model.training import OnEpoch, shuffled, train
 
 _EVALUATION_BATCH = 512
 
@@ -116,13 +117,18 @@ def needs_of(method: Method) -> str | None:
     return found
 
 
+def is_default(method: Method) -> bool:
+    """Whether a method is fitted where no `--models` are named."""
+    return bool(getattr(method, "DEFAULT", True))
+
+
 def own_settings_of(method: Method) -> type[BaseModel] | None:
     """The settings of its own that a method has, each with a default."""
     found: type[BaseModel] | None = getattr(method, "Settings", None)
     return found
 
 
-Represent = Callable[[CodeSets, CodeSets, Dropout | None], Float[Tensor, "sets c"]]
+Represent = Callable[[CodeSets, CodeSets, Int[Tensor, " records"], Dropout | None], Float[Tensor, "sets c"]]
 
 
 class Recommender(NamedTuple):
@@ -130,10 +136,12 @@ class Recommender(NamedTuple):
 
     Attributes:
         module: all that is trained and kept.
-        represent: the representations of all diagnosis sets, then of all procedure sets.
+        represent: the representations of all diagnosis sets, then of all procedure sets, of these two, the hospital of
+            each record, and dropout.
         head: MLP_r.
         constant: nothing that `represent` reads is trained, so that it is computed once.
         fresh: what begins with new weights, all of `module` if None.
+        by_hospital: a batch of training is of one hospital's records.
     """
 
     module: nn.Module
@@ -141,6 +149,7 @@ class Recommender(NamedTuple):
     head: nn.Sequential
     constant: bool = False
     fresh: nn.Module | None = None
+    by_hospital: bool = False
 
 
 def head_of(context: Context) -> nn.Sequential:
@@ -213,7 +222,7 @@ class RecommendationTask:
             train.diagnoses.truncated(self._longest),
             train.procedures.truncated(self._longest),
         )
-        self._labels = train.medications
+        self._hospital, self._labels = train.hospital, train.medications
         self._validation, self._validation_labels = validation, validation.medications.multi_hot(context.medications)
         self._constant = self._validation_constant = None
         if recommender.constant:
@@ -227,11 +236,15 @@ class RecommendationTask:
             pair = self._constant[index]
         else:
             sets = self._diagnoses.select(index), self._procedures.select(index)
-            pair = _side_by_side(self._recommender.represent(*sets, Dropout(generator)))
+            pair = _side_by_side(self._recommender.represent(*sets, self._hospital[index], Dropout(generator)))
         # Eq. 12: before the sigmoid; Eq. 14 where the sets are prompted
         logits = _with_dropout(self._recommender.head, pair, Dropout(generator), self._head_dropout)
         # /Eq. 12
         return recommendation_loss(logits, self._labels.select(index).multi_hot(self._medications))
+
+    def draw_batches(self, batch_size: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:
+        """An epoch's batches."""
+        return shuffled(self.records, batch_size, generator, self._hospital if self._recommender.by_hospital else None)
 
     @torch.no_grad()
     def score(self) -> float:
@@ -277,10 +290,11 @@ def representations(recommender: Recommender, records: RecordSet, longest_set: i
         assert isinstance(first, nn.Linear)
         return first.weight.new_zeros(0, first.in_features)
     diagnoses, procedures = records.diagnoses.truncated(longest_set), records.procedures.truncated(longest_set)
-    parts = torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH)
-    return torch.cat(
-        [_side_by_side(recommender.represent(diagnoses.select(part), procedures.select(part), None)) for part in parts]
-    )
+    found = []
+    for part in torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH):
+        sets = diagnoses.select(part), procedures.select(part)
+        found.append(_side_by_side(recommender.represent(*sets, records.hospital[part], None)))
+    return torch.cat(found)
 
 
 def _with_dropout(

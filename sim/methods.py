@@ -15,7 +15,7 @@ from shared_model.errors import TemptError, unknown
 from shared_model.fitting import own_settings
 from shared_model.found_files import names_of_files
 from shared_model.pretrainings import pretrainings
-from shared_model.recommendation import Method, needs_of
+from shared_model.recommendation import Method, is_default, needs_of
 
 Mode = Literal["centralized", "federated", "local"]
 
@@ -70,20 +70,25 @@ def method(name: str) -> Method:
 
 
 def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
-    """The methods asked for, in the order asked for; without any, all that the mode has, in the order of the table.
+    """The methods asked for, in the order asked for; without any, those that are fitted unasked and that the mode has.
 
+    Unasked they come in the order of the table.
     A federation has those that adapt the encoder that it pretrains. Where each hospital is by itself, none is fitted on
     the records of all: what such a row would show is not what a hospital can do alone.
 
     Raises:
-        TemptError: there is no such method, the mode does not have it, or it is named twice.
+        TemptError: there is no such method, the mode does not have it, it is named twice, or the pretraining that one
+            needs is not there.
     """
     for name in names:
         if why := _not_in(mode, name):
             raise TemptError(f"--models {name}: {why}")
     if len(set(names)) < len(names):
         raise TemptError(f"--models {','.join(names)}: a model is named twice; name each once")
-    return list(names) or [name for name in method_names() if not _not_in(mode, name)]
+    found = list(names) or [name for name in method_names() if is_default(method(name)) and not _not_in(mode, name)]
+    for name in found:
+        needs(name)  # refuses a pretraining that there is not
+    return found
 
 
 def own_settings_of(models: Sequence[str], assigned: Iterable[str]) -> dict[str, type[BaseModel]]:

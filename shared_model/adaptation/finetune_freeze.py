@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_model.encoder import FrozenEncoder
@@ -41,7 +41,9 @@ def build(context: Context) -> Recommender:
     head = head_of(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+    def represent(
+        diagnoses: CodeSets, procedures: CodeSets, hospital: Int[Tensor, " records"], dropout: Dropout | None
+    ) -> Float[Tensor, "sets c"]:
         return frozen(record_sets(diagnoses, procedures, context.rows))
 
     return Recommender(head, represent, head, constant=True)

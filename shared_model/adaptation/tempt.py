@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shared_model.encoder import FrozenEncoder
@@ -60,7 +60,9 @@ def build(context: Context) -> Recommender:
     count = context.settings.tuning.prompts_per_modality
     row = torch.arange(2 * count, device=context.device) + context.rows.first_prompt
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+    def represent(
+        diagnoses: CodeSets, procedures: CodeSets, hospital: Int[Tensor, " records"], dropout: Dropout | None
+    ) -> Float[Tensor, "sets c"]:
         # Algorithm 1, line 11
         # Eq. 14: the prompted sets D'' and P''; the head follows Eq. 12
         sets = record_sets(diagnoses, procedures, context.rows, [row[:count], row[count:]])

@@ -20,7 +20,7 @@ from shared_model.batching import TokenRows
 from shared_model.fitting import PRETRAINING
 from shared_model.pretrainings import pretraining
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, is_default, own_settings_of
 from shared_model.records import CodeSets, RecordSet, Split
 from sim.methods import chosen, method, method_names, needs
 from sim.units import FitUnit, Plan, fit_unit
@@ -46,6 +46,7 @@ def context_of(name: str, **more: Any) -> Context:
         part.eval()
     hospital = WHOLE_CONSORTIUM if method(name).SCOPE == "consortium" else OWN
     values: dict[str, Any] = {"seed": 42, "hospital": hospital, "device": torch.device("cpu"), "part": part}
+    values["own"] = settings.own(name, own_settings_of(method(name)))
     return Context(settings=settings, rows=ROWS, medications=consortium.MEDICATIONS, **(values | more))
 
 
@@ -85,9 +86,10 @@ def test_method_names_when_listed_are_the_files_in_the_order_of_the_table() -> N
     known = ["frequency", "hospital-frequency", "full-train", "single-train", "finetune-freeze", "finetune", "tempt"]
     assert [name for name in names if name in known] == known
     assert chosen(["tempt", "frequency"]) == ["tempt", "frequency"]  # rows come as they were asked for
-    assert chosen([]) == names
-    assert chosen([], "federated") == [name for name in names if name in adaptations()]
-    assert chosen([], "local") == [name for name in names if method(name).SCOPE == "hospital"]
+    unasked = [name for name in names if is_default(method(name))]
+    assert chosen([]) == unasked
+    assert chosen([], "federated") == [name for name in unasked if name in adaptations()]
+    assert chosen([], "local") == [name for name in unasked if method(name).SCOPE == "hospital"]
 
 
 @every_method

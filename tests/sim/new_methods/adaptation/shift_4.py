@@ -57,7 +57,7 @@ def build(context: Context) -> Recommender:
     module = _Shifted(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Tensor:
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
         return module(frozen(record_sets(diagnoses, procedures, context.rows)))
 
     return Recommender(module, represent, module.head)

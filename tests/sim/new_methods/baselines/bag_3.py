@@ -37,7 +37,7 @@ class _Bag(nn.Module):
 def build(context: Context) -> Recommender:
     module = _Bag(context)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Tensor:
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
         tokens = (code_tokens(diagnoses, FIRST_DIAGNOSIS), code_tokens(procedures, context.rows.first_procedure))
         return module.after(torch.cat([module.codes(of.codes, of.offsets[:-1]) for of in tokens]))
 
