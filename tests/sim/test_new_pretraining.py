@@ -10,9 +10,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,6 +312,50 @@ def test_a_method_that_needs_what_there_is_not_is_told_before_anything_runs(
         sys.modules.pop("sim.baselines.norm_9", None)
     assert line.startswith("error: norm-9: its file says NEEDS = 'gabs-5', and there is no such pretraining; known: ")
     assert not (tmp_path / "run").exists()
+
+
+def worked_examples() -> list[str]:
+    """The whole files that CONTRIBUTING shows: a method, and a pretraining."""
+    text = (consortium.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=\n?    ))+", text, re.M)
+    return [textwrap.dedent(block) for block in blocks if block.lstrip().startswith('"""')]
+
+
+def test_worked_examples_of_contributing_run_as_they_stand(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, pretraining = worked_examples()
+    ablated = (Path(shared_model.adaptation.__path__[0]) / "finetune_freeze.py").read_text()
+    ablated = ablated.replace('NEEDS = "tempt"', 'NEEDS = "no-contrast"').replace("(finetune-freeze)", "(no-contrast)")
+    files = {
+        ("sim.baselines", "most_common"): method,
+        ("shared_model.pretrainings", "no_contrast"): pretraining,
+        ("shared_model.adaptation", "frozen_no_contrast"): ablated,
+    }
+    for (package, name), text in files.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / f"{name}.py").write_text(text)
+        monkeypatch.setattr(PACKAGES[package], "__path__", [*PACKAGES[package].__path__, str(tmp_path / package)])
+    _forget()
+    try:
+        models, out = "most-common,frozen-no-contrast,finetune-freeze", tmp_path / "run"
+        more = ("--set", "most-common.most=3", "--set", "pretraining.contrastive_weight=1")
+        assert tempt(arguments("centralized", data, out, *more, models=models, seeds="42")) == 0
+        printed = rows(capsys.readouterr().out)
+    finally:
+        monkeypatch.undo()
+        _forget()
+        for package, name in files:
+            sys.modules.pop(f"{package}.{name}", None)
+    assert printed["Most common"][0] == "-" and printed["TEMPT (no-contrast)"] != printed["TEMPT (finetune-freeze)"]
+    own = read_json(out / "results.json")["models"]["most-common"]["seeds"]["42"]["hospitals"]
+    assert {of["medications"] for of in own.values()} == {3.0}
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    losses = {
+        of: [row["loss"] for row in lines if row["model"] == of] for of in ("pretraining", "pretraining-no-contrast")
+    }
+    # Eq. 9 of batches of 16 is about log(15) twice where nothing is learnt yet, and an L_mask is below 2 log 2
+    assert max(losses["pretraining-no-contrast"]) < 1.4 < min(losses["pretraining"])
 
 
 def test_an_unknown_pretraining_is_told_with_the_nearest() -> None:
