@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shared_model.federated_algorithm import Algorithm
 from shared_model.files import private_directory
+from shared_model.metric_names import MEASURED
 from shared_model.transport import Transport
 from shared_model.vocabulary_rules import MOST_CODES, is_code
 
@@ -28,7 +29,7 @@ Numbers = Mapping[str, int | float]
 Texts = Mapping[str, str]
 Codes = Mapping[str, list[str]]
 
-_METRIC = r"[A-Za-z][A-Za-z0-9-]*\.(records|prauc|jaccard|f1|medications|best_epoch|seconds\.(fit|evaluation))"
+_METRIC = rf"[A-Za-z][A-Za-z0-9-]*\.(records|{'|'.join(MEASURED)}|best_epoch|seconds\.(fit|evaluation))"
 _LEAST = "least-(train|validation|test)"  # records, below which the policy lets nothing leave that stands on them
 ALLOWED_NUMBERS = {
     "vocabulary_counts": re.compile("hospital|minimum-count"),

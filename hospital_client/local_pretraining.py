@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from hospital_client.partition import Partition
 from shared_model.fitting import PRETRAINING
 from shared_model.module_state import adam_state, copied, put_adam_back, trained_parameters
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask, shared_parameters
+from shared_model.pretraining import shared_parameters
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
 from shared_model.settings import PretrainingSettings
 from shared_model.training import run_epoch
 

@@ -32,12 +32,11 @@ from shared_model.fitting import (
     PRETRAINING,
     FitFiles,
     fit_and_evaluate,
-    pretrained_digest,
-    pretrained_encoder,
+    pretrained,
     scores_file,
 )
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context
+from shared_model.recommendation import Context, needs_of, own_settings_of
 from shared_model.records import records_digest
 from shared_model.results import RESULTS, FitName, write_results
 from shared_model.run_directory import CONFIG, VOCABULARY, seed_folder
@@ -96,10 +95,11 @@ def tune(
                 seed=seed,
                 hospital=partition.hospital,
                 device=device,
-                encoder=pretrained_encoder(encoder_file, settings, partition.rows, device),
-                stands_on=pretrained_digest(encoder_file),
+                own=settings.own(model, own_settings_of(functions[model])),
                 resume=files.partial,
             )
+            if (needed := needs_of(functions[model])) is not None:
+                context = pretrained(context, needed, encoder_file)
             run = folder if save_scores else None
             fitted, measured = fit_and_evaluate(model, functions[model], split.to(device), context, run=run)
             fitted = replace(fitted, about=fitted.about | {"basis": basis})
@@ -193,7 +193,7 @@ def describe(
     write_json(folder / CONFIG, config)
     write_vocabulary(folder / VOCABULARY, partition.vocabulary)
     head = {"mode": "federated", "dataset": {"vocabulary": partition.vocabulary.digest, "hospitals": 1}}
-    write_results(folder, head, done, models, seeds)
+    write_results(folder, head, done, {model: needs_of(adaptation(model)) for model in models}, seeds)
 
 
 def _about(partition: Partition, settings: Settings, models: Sequence[str], experiment: str) -> dict[str, Any]:
@@ -258,7 +258,8 @@ def numbers(results: Mapping[str, Mapping[str, Any]], hospital: int) -> dict[str
     found: dict[str, float] = {}
     for model, result in results.items():
         for name, value in result["hospitals"][str(hospital)].items():
-            found[f"{model}.{name}"] = float(value)
+            if value is not None:  # as a system without scores has it
+                found[f"{model}.{name}"] = float(value)
         found[f"{model}.best_epoch"] = float(result["best_epoch"])
         for name, value in result["seconds"].items():
             found[f"{model}.seconds.{name}"] = float(value)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
+from shared_model.adaptation import adaptation, adaptations
 from shared_model.algorithms import algorithm, algorithms
 from shared_model.errors import TemptError, printable
 from shared_model.files import replacing
+from shared_model.recommendation import own_settings_of
 from shared_model.settings import Settings
 
 FILE = "policy.toml"
@@ -178,6 +180,7 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
         Raises:
             Refused: each that is not is named; the first with its value and what is accepted, and so is a second one.
+                Of a method's own settings the default alone is accepted.
         """
         _check(
             (f"{stage}.{name}", value, allowed)
@@ -185,6 +188,7 @@ class Policy(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             for name, allowed in getattr(self, stage)
             for value in [getattr(getattr(settings, stage), name)]
         )
+        _check_own(settings)
 
     def check_round(self, asked: Mapping[str, float]) -> None:
         """Refuse a round's own numbers where they are not accepted.
@@ -213,6 +217,22 @@ def _check(asked: Iterable[tuple[str, Any, Any]]) -> None:
         (first, *others), names = beyond.values(), list(beyond)
         # a server's operator sees 200 characters of an error
         raise Refused("; ".join([first, *others]) if len(names) < 3 else f"{first}; also {', '.join(names[1:])}")
+
+
+def _check_own(settings: Settings) -> None:
+    """Refuse what a method has for itself unless it is the default: no operator has looked at its file's bounds.
+
+    Raises:
+        Refused: so it is.
+    """
+    for method, values in settings.of_methods.items():
+        kind = own_settings_of(adaptation(method)) if method in adaptations() else None
+        defaults = {} if kind is None else kind().model_dump(mode="json")
+        for name in sorted(values.keys() | defaults.keys()):
+            found, default = json.dumps(values.get(name)), json.dumps(defaults.get(name))
+            if found != default:
+                accepted = f"{default} alone" if name in defaults else "none"
+                raise Refused(f"{printable(method, 40)}.{printable(name, 40)} is {found[:40]}, accepted {accepted}")
 
 
 def read_policy(folder: Path) -> Policy:

@@ -13,7 +13,7 @@ from hospital_client.partition import read_partition, records_file
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError
 from shared_model.fitting import stamp_of
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.settings import EncoderSettings, Settings
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hospital_client.policy import Policy
+from shared_model.metric_names import MEASURED
 
-_OF_TEST = re.compile(r".*\.(records|prauc|jaccard|f1|medications)")
+_OF_TEST = re.compile(rf".*\.(records|{'|'.join(MEASURED)})")
 _OF_VALIDATION = re.compile(r"score-sum|.*\.best_epoch")
 _NOT_OF_TRAINING = re.compile("hospital|num-examples|score-sum|least-.*")
 

@@ -20,10 +20,12 @@ from server.told import Told
 from server.vocabulary_agreement import agree
 from server.weights import LARGEST_SHARE
 from shared_model import run_directory
+from shared_model.adaptation import adaptation
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json, write_text
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.recommendation import needs_of
 from shared_model.results import FitName, write_results
 from shared_model.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 from shared_model.vocabulary_rules import AgreementRules
@@ -133,4 +135,5 @@ def _federate(grid: Grid, whole: Federation, seeds: Sequence[int], more: Mapping
         "federation": whole.federation.model_dump() | {"seeds": told} | dict(more),
         "versions": run_directory.versions(),
     }
-    return write_results(whole.run, head, done, whole.models, seeds)
+    needs = {name: needs_of(adaptation(name)) for name in whole.models}
+    return write_results(whole.run, head, done, needs, seeds)

@@ -21,7 +21,9 @@ from shared_model.batching import TokenRows
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.federated_algorithm import Arrays
 from shared_model.fitting import PRETRAINING, FitFiles
-from shared_model.pretraining import PretrainingNetwork, shared_parameters
+from shared_model.metric_names import MEASURED
+from shared_model.pretraining import shared_parameters
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
 from shared_model.results import FitName
 from shared_model.settings import Settings
@@ -145,13 +147,13 @@ def _tuned(
     numbers: Mapping[int, Mapping[str, float]], models: Sequence[str], seed: int, bounded: Mapping[str, Any]
 ) -> Results:
     """What hospitals told, in the form of a fit's result; no metrics where a policy has too few test records."""
-    metrics = ("prauc", "jaccard", "f1", "medications")
     found: Results = {}
     for hospital, told in numbers.items():
         for model in models:
             measured = {}
             if "least-test" not in told:
-                values = {"records": int(told[f"{model}.records"])} | {m: told[f"{model}.{m}"] for m in metrics}
+                values: dict[str, Any] = {"records": int(told[f"{model}.records"])}
+                values |= {name: told.get(f"{model}.{name}") for name in MEASURED}
                 if (test := bounded.get(str(hospital), {}).get("test")) is not None:
                     values["counted"] = test["counted"]
                 measured[str(hospital)] = values

@@ -28,7 +28,7 @@ from server.validation import BadNumbers, Rejected, count_of, gradient_of, numbe
 from shared_model.errors import TemptError
 from shared_model.federated_algorithm import NOW, Algorithm, Arrays, Asked, Told, Unusable
 from shared_model.messages import TENSORS, Pretrain
-from shared_model.pretraining import least_loss, slope
+from shared_model.pretrainings.tempt import least_loss, slope
 
 _LARGEST_LOSS = float(np.finfo(np.float32).max)  # a batch's loss is a float32, whatever gamma, tau and mu are
 

@@ -10,9 +10,11 @@ from server.federation import check_settings
 from server.federation_settings import FederationSettings, federation_settings
 from server.vocabulary_agreement import agreement_rules
 from shared_model import comma_lists
-from shared_model.adaptation import adaptation, adaptations
+from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError
 from shared_model.files import read_json
+from shared_model.fitting import own_settings
+from shared_model.recommendation import is_default
 from shared_model.run_directory import versions
 from shared_model.settings import Settings, resolve
 from shared_model.shipped_code import code_files
@@ -34,8 +36,6 @@ def options_of(config: Mapping[str, Any]) -> Options:
     Raises:
         TemptError: one is unknown, ill-typed or out of its bounds.
     """
-    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])))
-    check_settings(settings)
     federation = federation_settings(
         strategy=config["strategy"],
         options=_pairs("strategy-options", str(config["strategy-options"])),
@@ -51,13 +51,22 @@ def options_of(config: Mapping[str, Any]) -> Options:
         changed_rows=config["changed-rows"],
     )
     given = str(config["models"])
-    models = comma_lists.names("models", given) if given.strip() else list(adaptations())
+    models = comma_lists.names("models", given) if given.strip() else _default_models()
     for model in models:
-        adaptation(model)
+        if why := why_not_federated(adaptation(model)):
+            raise TemptError(f"models {model}: {why}")
     if len(set(models)) < len(models):
         raise TemptError(f"models '{config['models']}': a model is named twice; name each once")
+    own = own_settings({model: adaptation(model) for model in models})
+    settings = resolve(str(config["preset"]), _pairs("set", str(config["set"])), own)
+    check_settings(settings)
     seeds = comma_lists.numbers("seeds", str(config["seeds"]), "42,43")
     return Options(settings, federation, tuple(models), tuple(seeds))
+
+
+def _default_models() -> list[str]:
+    methods = {name: adaptation(name) for name in adaptations()}
+    return [name for name, method in methods.items() if is_default(method) and not why_not_federated(method)]
 
 
 def given_vocabulary(config: Mapping[str, Any]) -> Path:

@@ -6,12 +6,13 @@ A form names what is read, and lets a file hold more: later versions write more,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from shared_model.errors import TemptError, printable
 from shared_model.files import read_json
+from shared_model.metric_names import MEASURED, METRICS
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -28,14 +29,12 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
 
-class HospitalMetrics(Form):
-    """What a model reached on a hospital's test records."""
-
-    records: Count
-    prauc: Number
-    jaccard: Number
-    f1: Number
-    medications: Number
+if TYPE_CHECKING:
+    HospitalMetrics = Form
+else:  # what a model reached on a hospital's test records
+    HospitalMetrics = create_model(
+        "HospitalMetrics", __base__=Form, records=(Count, ...), **dict.fromkeys(MEASURED, (Number, ...))
+    )
 
 
 class HistoryRow(Form):
@@ -110,21 +109,19 @@ class _Summary(Form):
     std: Number = None
 
 
-class _Means(Form):
-    prauc: Number
-    jaccard: Number
-    f1: Number
+if TYPE_CHECKING:
+    _Means = Form
+    _Summaries = Form
+else:
+    _Means, _Summaries = (
+        create_model(name, __base__=Form, **dict.fromkeys(METRICS, (kind, ...)))
+        for name, kind in (("_Means", Number), ("_Summaries", _Summary))
+    )
 
 
 class _Seed(Form):
     hospitals: dict[Id, HospitalMetrics]
     hospital_mean: _Means
-
-
-class _Summaries(Form):
-    prauc: _Summary
-    jaccard: _Summary
-    f1: _Summary
 
 
 class _Model(Form):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,24 +16,24 @@ from typing import Annotated, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
-from pydantic import Discriminator, Tag
-from torch import Tensor
+from pydantic import BaseModel, Discriminator, Tag
+from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
-from shared_model.encoder import MedicalEncoder
 from shared_model.file_forms import FitResult, ModelResult, RoundsResult, read_form
 from shared_model.files import replacing, write_json
+from shared_model.metric_names import MEASURED
 from shared_model.metrics import record_metrics
+from shared_model.pretrainings import pretraining, pretrainings
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, Fitted, Method
+from shared_model.recommendation import Context, Fitted, Method, Recommended, needs_of, own_settings_of
 from shared_model.records import RecordSet, Split
 from shared_model.run_directory import seed_folder
 from shared_model.settings import Settings
 
 PRETRAINING = "pretraining"
-"""Stands for a model's name where a fit is the pretraining that models adapt."""
+"""Stands for a model's name where a fit is the pretraining that TEMPT adapts; see `pretraining_fit`."""
 
 
 def _kind_of(result: Mapping[str, Any]) -> str:
@@ -109,9 +110,32 @@ def scores_file(run: Path, seed: int, model: str, hospital: int) -> Path:
     return run / "scores" / model / f"seed-{seed}" / f"{hospital}.parquet"
 
 
-def pretrained_encoder(path: Path, settings: Settings, rows: TokenRows, device: torch.device) -> MedicalEncoder:
-    """The encoder of a pretraining checkpoint, without the heads that only pretraining needs."""
-    return _encoder(path, stamp_of(path), settings, rows, device)
+def pretraining_fit(name: str) -> str:
+    """What a pretraining's fits are called in checkpoints, history and random streams: no method has such a name."""
+    return PRETRAINING if name == "tempt" else f"{PRETRAINING}-{name}"
+
+
+def pretraining_of(model: str) -> str | None:
+    """The pretraining whose fits are called so; None where they are a method's."""
+    return next((name for name in pretrainings() if pretraining_fit(name) == model), None)
+
+
+def own_settings(methods: Mapping[str, Method]) -> dict[str, type[BaseModel]]:
+    """The `Settings` of those of these methods that have some, and of the pretrainings that they adapt, by name."""
+    needed = dict.fromkeys(name for method in methods.values() if (name := needs_of(method)) is not None)
+    kinds = {pretraining_fit(name): pretraining(name).settings for name in needed}
+    kinds |= {name: own_settings_of(method) for name, method in methods.items()}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def pretrained(context: Context, name: str, path: Path) -> Context:
+    """The context with the part of a pretraining that methods read, out of its checkpoint.
+
+    Raises:
+        TemptError: the checkpoint is missing, damaged or of other settings, or no pretraining has that name.
+    """
+    key = (path, stamp_of(path), context.settings, context.rows, context.medications, context.device)
+    return replace(context, part=_part(name, *key), stands_on=pretrained_digest(path))
 
 
 def pretrained_digest(path: Path) -> str:
@@ -131,16 +155,25 @@ def stamp_of(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(
-    path: Path, stamp: tuple[int, ...], settings: Settings, rows: TokenRows, device: torch.device
-) -> MedicalEncoder:
+def _part(
+    name: str,
+    path: Path,
+    stamp: tuple[int, ...],
+    settings: Settings,
+    rows: TokenRows,
+    medications: int,
+    device: torch.device,
+) -> nn.Module:
+    found = pretraining(name)
     tensors, _ = checkpoint.load(path, device)
-    encoder = MedicalEncoder(settings.encoder, rows).to(device)
-    prefix = "encoder."
-    checkpoint.load_module(
-        encoder, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path
-    )
-    return encoder.eval()
+    prefix = f"{found.reads}." if found.reads else ""
+    own = {of.removeprefix(prefix): tensor for of, tensor in tensors.items() if of.startswith(prefix)}
+    own_settings = settings.own(pretraining_fit(name), found.settings)
+    context = Context(settings, rows, medications, 0, WHOLE_CONSORTIUM, device, own_settings)
+    unused = torch.Generator().manual_seed(0)
+    part = found.network(context, unused).get_submodule(found.reads).to(device)
+    checkpoint.load_module(part, own, path)
+    return part.eval()
 
 
 def fit_and_evaluate(
@@ -175,27 +208,28 @@ def seconds_of(began: float, fitted: Fitted) -> float:
 
 def _evaluate(
     functions: Method, tensors: Mapping[str, Tensor], test: RecordSet, context: Context, scores: Path | None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     if not len(test):
-        return {"records": 0, "prauc": 0.0, "jaccard": 0.0, "f1": 0.0, "medications": 0.0}
-    probabilities = functions.probabilities(tensors, test, context)
+        return {"records": 0} | dict.fromkeys(MEASURED, 0.0)
+    answer = functions.answer(tensors, test, context)
     if scores is not None:
-        _write_scores(scores, test, probabilities)
-    labels = test.medications.multi_hot(context.medications)
-    metrics = record_metrics(probabilities, labels, context.settings.evaluation.threshold)
+        _write_scores(scores, test, answer)
+    metrics = record_metrics(answer.scores, answer.chosen, test.medications.multi_hot(context.medications))
     return {"records": len(test), **metrics.means()}
 
 
-def _write_scores(path: Path, test: RecordSet, probabilities: Float[Tensor, "records medications"]) -> None:
+def _write_scores(path: Path, test: RecordSet, answer: Recommended) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    width = probabilities.shape[1]
-    offsets = torch.arange(len(test) + 1, dtype=torch.int32) * width
-    table = pa.table(
-        {
-            "patientunitstayid": pa.array(test.stay.cpu().numpy(), pa.int64()),
-            "labels": pa.array(test.medications.lists(), pa.list_(pa.int32())),
-            "scores": pa.ListArray.from_arrays(offsets.numpy(), probabilities.float().cpu().numpy().ravel()),
-        }
-    )
+    columns = {
+        "patientunitstayid": pa.array(test.stay.cpu().numpy(), pa.int64()),
+        "labels": pa.array(test.medications.lists(), pa.list_(pa.int32())),
+    }
+    if answer.scores is None:  # what it chose instead, as the labels are written
+        chosen = [row.nonzero().flatten().tolist() for row in answer.chosen.cpu()]
+        columns["recommended"] = pa.array(chosen, pa.list_(pa.int32()))
+    else:
+        offsets = torch.arange(len(test) + 1, dtype=torch.int32) * answer.scores.shape[1]
+        columns["scores"] = pa.ListArray.from_arrays(offsets.numpy(), answer.scores.float().cpu().numpy().ravel())
+    table = pa.table(columns)
     with replacing(path, durable=False) as beside:
         pq.write_table(table, beside, compression="zstd")

@@ -1,4 +1,4 @@
-"""What is known by the name of its file: methods, adaptations, federated algorithms."""
+"""What is known by the name of its file: methods, adaptations, pretrainings, federated algorithms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from shared_model.errors import TemptError
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
-_TAKEN = ("pretraining",)  # stands for a model's name where a fit is no model's
+_TAKEN = "pretraining"  # begins a model's name where a fit is no model's
+_NAME = re.compile(rf"(?!{_TAKEN})[a-z][a-z0-9_]*", re.ASCII)
 
 
 def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
@@ -20,9 +20,9 @@ def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
     """
     found = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
     for name in found:
-        if not _NAME.fullmatch(name) or name in _TAKEN:
+        if not _NAME.fullmatch(name):
             raise TemptError(
                 f"{name}.py: expected a name of small letters, digits and underscores that begins with a letter, and "
-                f"not {' or '.join(_TAKEN)}; rename the file"
+                f"not with {_TAKEN}; rename the file"
             )
     return tuple(sorted(name.replace("_", "-") for name in found))

@@ -5,36 +5,44 @@ Eq. 17 as printed can exceed 1; PRAUC is the average precision of a record, as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-METRICS = ("prauc", "jaccard", "f1")
+from shared_model.metric_names import METRICS
+
+Measured = Mapping[str, Mapping[str, Any]]
+"""By hospital how many test records it has, and what was measured of them."""
 
 
 class RecordMetrics(NamedTuple):
-    """Each record's metrics and how many medications were recommended."""
+    """Each record's metrics and how many medications were recommended; no PRAUC where there are no scores."""
 
-    prauc: Float[Tensor, " records"]
+    prauc: Float[Tensor, " records"] | None
     jaccard: Float[Tensor, " records"]
     f1: Float[Tensor, " records"]
     medications: Float[Tensor, " records"]
 
-    def means(self) -> dict[str, float]:
-        return {name: float(values.double().mean()) for name, values in zip(self._fields, self, strict=True)}
+    def means(self) -> dict[str, float | None]:
+        return {
+            name: None if values is None else float(values.double().mean())
+            for name, values in zip(self._fields, self, strict=True)
+        }
 
 
 def record_metrics(
-    probabilities: Float[Tensor, "records medications"], labels: Float[Tensor, "records medications"], threshold: float
+    scores: Float[Tensor, "records medications"] | None,
+    recommended: Bool[Tensor, "records medications"],
+    labels: Float[Tensor, "records medications"],
 ) -> RecordMetrics:
-    """Every metric of every record; a medication is recommended strictly above the threshold.
+    """Every metric of every record.
 
     A record without a positive label has PRAUC 0; nothing true and nothing recommended has Jaccard and F1 0.
     """
-    recommended, true = probabilities > threshold, labels > 0
+    true = labels > 0
     both = (recommended & true).sum(1).double()
     n_recommended, n_true = recommended.sum(1).double(), true.sum(1).double()
     # Eq. 18
@@ -43,7 +51,8 @@ def record_metrics(
     # Eq. 19, rearranged: 2 precision recall / (precision + recall), with Eq. 15 and 16
     f1 = 2 * both / (n_recommended + n_true).clamp(min=1)
     # /Eq. 19
-    return RecordMetrics(average_precision(probabilities, labels), jaccard, f1, n_recommended)
+    prauc = None if scores is None else average_precision(scores, labels)
+    return RecordMetrics(prauc, jaccard, f1, n_recommended)
 
 
 def average_precision(
@@ -61,21 +70,25 @@ def average_precision(
     return (positive * precision).sum(1) / positive.sum(1).clamp(min=1)
 
 
-def hospital_mean(hospitals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def hospital_mean(hospitals: Measured) -> dict[str, float | None]:
     """The mean over hospitals of each one's own mean (Section 4.1.4); those without a test record don't count."""
-    counted = [values for values in hospitals.values() if values["records"]]
-    return {name: sum(values[name] for values in counted) / max(len(counted), 1) for name in METRICS}
+    return _means([(values, 1) for values in hospitals.values() if values["records"]])
 
 
-def record_mean(hospitals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def record_mean(hospitals: Measured) -> dict[str, float | None]:
     """The mean over all test records, whichever hospital's; where it says how many `counted`, over so many of them."""
-    counted = {hospital: values.get("counted", values["records"]) for hospital, values in hospitals.items()}
-    total = sum(counted.values())
-    return {
-        name: sum(values[name] * counted[hospital] for hospital, values in hospitals.items() if counted[hospital])
-        / max(total, 1)
-        for name in METRICS
-    }
+    weighted = [(values, values.get("counted", values["records"])) for values in hospitals.values()]
+    return _means([(values, int(weight)) for values, weight in weighted if weight])
+
+
+def _means(weighted: Sequence[tuple[Mapping[str, float | None], int]]) -> dict[str, float | None]:
+    """Each metric's weighted mean over those that have it: 0 where nothing was measured, None where all lack it."""
+    found: dict[str, float | None] = {}
+    for name in METRICS:
+        known = [(value, weight) for values, weight in weighted if (value := values[name]) is not None]
+        mean = sum(value * weight for value, weight in known) / max(sum(weight for _, weight in known), 1)
+        found[name] = mean if known or not weighted else None
+    return found
 
 
 def size_group(records: int) -> str:

@@ -5,32 +5,35 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
     TITLE: str                      its row in the paper's tables
     PAPER: dict                     the paper's mean and deviation of each metric, where it prints them
     SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
+    NEEDS: str                      the pretraining that it adapts (`shared_model/pretrainings/`); left out, none
+    Settings: type[BaseModel]       settings of its own, `--set <method>.<field>=value`; left out, none
+    DEFAULT: bool                   False: only fitted where `--models` names it
     fit(train, validation, context) -> Fitted
-    probabilities(tensors, records, context) -> one row a record
+    answer(tensors, records, context) -> Recommended, one row a record
 
 `fit` sees training records, and validation records for selection alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, PackedSets, TokenRows, code_tokens, pack
-from shared_model.encoder import MedicalEncoder
 from shared_model.initialization import initialize, start_at_rates
 from shared_model.metrics import average_precision
 from shared_model.objectives import mlp, recommendation_loss
 from shared_model.randomness import Dropout, generator
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import RecommendationSettings, Settings
-from shared_model.training import OnEpoch, train
+from shared_model.training import OnEpoch, shuffled, train
 
 _EVALUATION_BATCH = 512
 
@@ -41,8 +44,9 @@ class Context:
 
     Attributes:
         hospital: whose records they are, or `WHOLE_CONSORTIUM`.
-        encoder: the pretrained encoder, for a method that adapts one.
-        stands_on: a digest of the pretraining's tensors that the encoder is of.
+        own: an object of its file's `Settings`, for a method or pretraining that has them.
+        part: of the pretrained network what methods read, for one that needs a pretraining; TEMPT's is its encoder.
+        stands_on: a digest of the pretraining's tensors that the part is of.
         resume: where a long fit keeps its state while it runs.
         epochs: fit for exactly so many, with no look at validation.
     """
@@ -53,17 +57,23 @@ class Context:
     seed: int
     hospital: int
     device: torch.device
-    encoder: MedicalEncoder | None = None
+    own: Any = None
+    part: nn.Module | None = None
     stands_on: str | None = None
     resume: Path | None = None
     on_epoch: OnEpoch | None = None
     epochs: int | None = None
 
     @property
-    def pretrained(self) -> MedicalEncoder:
-        if self.encoder is None:
-            raise ValueError("this method adapts a pretrained encoder; the context has none")
-        return self.encoder
+    def pretrained(self) -> Any:
+        """What the method reads of the pretraining that its file says it needs: a module, of TEMPT's `MedicalEncoder`.
+
+        Raises:
+            ValueError: the method's file names no pretraining.
+        """
+        if self.part is None:
+            raise ValueError('this method needs a pretrained network, and its file has no NEEDS = "<pretraining>"')
+        return self.part
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,18 @@ class Fitted:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+class Recommended(NamedTuple):
+    """A method's answer.
+
+    Attributes:
+        scores: each medication's probability; None for a system that decides on sets, which has no PRAUC then.
+        chosen: the medications that are recommended.
+    """
+
+    scores: Float[Tensor, "records medications"] | None
+    chosen: Bool[Tensor, "records medications"]
+
+
 @runtime_checkable
 class Method(Protocol):
     """The contract of a method's file, as a type."""
@@ -86,12 +108,27 @@ class Method(Protocol):
 
     def fit(self, train: RecordSet, validation: RecordSet, context: Context) -> Fitted: ...
 
-    def probabilities(
-        self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-    ) -> Float[Tensor, "records medications"]: ...
+    def answer(self, tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended: ...
 
 
-Represent = Callable[[CodeSets, CodeSets, Dropout | None], Float[Tensor, "sets c"]]
+def needs_of(method: Method) -> str | None:
+    """The pretraining that a method adapts."""
+    found: str | None = getattr(method, "NEEDS", None)
+    return found
+
+
+def is_default(method: Method) -> bool:
+    """Whether a method is fitted where no `--models` are named."""
+    return bool(getattr(method, "DEFAULT", True))
+
+
+def own_settings_of(method: Method) -> type[BaseModel] | None:
+    """The settings of its own that a method has, each with a default."""
+    found: type[BaseModel] | None = getattr(method, "Settings", None)
+    return found
+
+
+Represent = Callable[[CodeSets, CodeSets, Int[Tensor, " records"], Dropout | None], Float[Tensor, "sets c"]]
 
 
 class Recommender(NamedTuple):
@@ -99,10 +136,12 @@ class Recommender(NamedTuple):
 
     Attributes:
         module: all that is trained and kept.
-        represent: the representations of all diagnosis sets, then of all procedure sets.
+        represent: the representations of all diagnosis sets, then of all procedure sets, of these two, the hospital of
+            each record, and dropout.
         head: MLP_r.
         constant: nothing that `represent` reads is trained, so that it is computed once.
         fresh: what begins with new weights, all of `module` if None.
+        by_hospital: a batch of training is of one hospital's records.
     """
 
     module: nn.Module
@@ -110,6 +149,7 @@ class Recommender(NamedTuple):
     head: nn.Sequential
     constant: bool = False
     fresh: nn.Module | None = None
+    by_hospital: bool = False
 
 
 def head_of(context: Context) -> nn.Sequential:
@@ -182,7 +222,7 @@ class RecommendationTask:
             train.diagnoses.truncated(self._longest),
             train.procedures.truncated(self._longest),
         )
-        self._labels = train.medications
+        self._hospital, self._labels = train.hospital, train.medications
         self._validation, self._validation_labels = validation, validation.medications.multi_hot(context.medications)
         self._constant = self._validation_constant = None
         if recommender.constant:
@@ -196,11 +236,15 @@ class RecommendationTask:
             pair = self._constant[index]
         else:
             sets = self._diagnoses.select(index), self._procedures.select(index)
-            pair = _side_by_side(self._recommender.represent(*sets, Dropout(generator)))
+            pair = _side_by_side(self._recommender.represent(*sets, self._hospital[index], Dropout(generator)))
         # Eq. 12: before the sigmoid; Eq. 14 where the sets are prompted
         logits = _with_dropout(self._recommender.head, pair, Dropout(generator), self._head_dropout)
         # /Eq. 12
         return recommendation_loss(logits, self._labels.select(index).multi_hot(self._medications))
+
+    def draw_batches(self, batch_size: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:
+        """An epoch's batches."""
+        return shuffled(self.records, batch_size, generator, self._hospital if self._recommender.by_hospital else None)
 
     @torch.no_grad()
     def score(self) -> float:
@@ -215,13 +259,18 @@ class RecommendationTask:
         return float((sums / member.bincount()).mean())
 
 
-def kept_probabilities(
+def above_threshold(probabilities: Float[Tensor, "records medications"], context: Context) -> Recommended:
+    """The answer that recommends each medication whose probability is strictly above the threshold."""
+    return Recommended(probabilities, probabilities > context.settings.evaluation.threshold)
+
+
+def kept_answer(
     recommender: Recommender, tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    """What `recommend` answers with the tensors that a fit has left."""
+) -> Recommended:
+    """What a recommender answers with the tensors that a fit has left."""
     recommender.module.load_state_dict(dict(tensors))
     recommender.module.eval()
-    return recommend(recommender, records, context.settings.encoder.longest_set)
+    return above_threshold(recommend(recommender, records, context.settings.encoder.longest_set), context)
 
 
 @torch.no_grad()
@@ -241,10 +290,11 @@ def representations(recommender: Recommender, records: RecordSet, longest_set: i
         assert isinstance(first, nn.Linear)
         return first.weight.new_zeros(0, first.in_features)
     diagnoses, procedures = records.diagnoses.truncated(longest_set), records.procedures.truncated(longest_set)
-    parts = torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH)
-    return torch.cat(
-        [_side_by_side(recommender.represent(diagnoses.select(part), procedures.select(part), None)) for part in parts]
-    )
+    found = []
+    for part in torch.arange(len(records), device=records.stay.device).split(_EVALUATION_BATCH):
+        sets = diagnoses.select(part), procedures.select(part)
+        found.append(_side_by_side(recommender.represent(*sets, records.hospital[part], None)))
+    return torch.cat(found)
 
 
 def _with_dropout(

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from scipy.stats import ttest_rel
 
-from shared_model.adaptation import adaptations
 from shared_model.files import write_json
-from shared_model.fitting import PRETRAINING
-from shared_model.metrics import METRICS, hospital_mean, record_mean
+from shared_model.fitting import pretraining_fit
+from shared_model.metric_names import METRICS
+from shared_model.metrics import hospital_mean, record_mean
 
 RESULTS = "results.json"
 
@@ -50,11 +50,16 @@ def write_results(
     run: Path,
     about: Mapping[str, Any],
     done: Mapping[AnyFit, Mapping[str, Any]],
-    models: Sequence[str],
+    models: Mapping[str, str | None],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Write `results.json` and return its content."""
-    content = {"format": 1, **about, "models": {name: _model(name, done, seeds) for name in models}}
+    """Write `results.json` and return its content.
+
+    Args:
+        models: the pretraining that each adapts, in the order of the table.
+    """
+    rows = {name: _model(name, needed, done, seeds) for name, needed in models.items()}
+    content = {"format": 1, **about, "models": rows}
     if "tempt" in models and len(seeds) > 1:
         for name in models:
             if name != "tempt":
@@ -64,25 +69,26 @@ def write_results(
     return content
 
 
-def _model(name: str, done: Mapping[AnyFit, Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    by_seed = {str(seed): _seed(name, seed, done) for seed in seeds}
+def _model(
+    name: str, needed: str | None, done: Mapping[AnyFit, Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    by_seed = {str(seed): _seed(name, needed, seed, done) for seed in seeds}
     means = [seed["hospital_mean"] for seed in by_seed.values()]
     summary = {metric: _summary([m[metric] for m in means if m[metric] is not None]) for metric in METRICS}
     return {"seeds": by_seed, "summary": summary}
 
 
-def _seed(name: str, seed: int, done: Mapping[AnyFit, Mapping[str, Any]]) -> dict[str, Any]:
+def _seed(name: str, needed: str | None, seed: int, done: Mapping[AnyFit, Mapping[str, Any]]) -> dict[str, Any]:
     mine = {unit: result for unit, result in done.items() if (unit.model, unit.seed) == (name, seed)}
     fits = [result for unit, result in mine.items() if not unit.trial]
     hospitals = {hospital: values for fit in fits for hospital, values in fit["hospitals"].items()}
     seconds = {
-        "tuning" if name in adaptations() else "training": round(
-            sum(result["seconds"]["fit"] for result in mine.values()), 3
-        ),
+        "training" if needed is None else "tuning": round(sum(result["seconds"]["fit"] for result in mine.values()), 3),
         "evaluation": round(sum(fit["seconds"]["evaluation"] for fit in fits), 3),
     }
-    if name in adaptations():
-        fits_before = [result for unit, result in done.items() if (unit.model, unit.seed) == (PRETRAINING, seed)]
+    if needed is not None:
+        before = (pretraining_fit(needed), seed)
+        fits_before = [result for unit, result in done.items() if (unit.model, unit.seed) == before]
         seconds = {"pretraining": round(sum(fit["seconds"]["fit"] for fit in fits_before), 3)} | seconds
     content: dict[str, Any] = {
         "hospitals": dict(sorted(hospitals.items(), key=lambda item: int(item[0]))),

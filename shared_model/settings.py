@@ -1,19 +1,21 @@
 """Settings of every stage, with the paper's symbols, and the presets `paper` and `released`.
 
 A stage takes its own model of this file, never the whole tree. Where the paper is silent the field says what was
-chosen and why.
+chosen and why. What one method or pretraining alone knows stands in its file, as its own `Settings`; the tree holds its
+values under the method's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from shared_model.errors import TemptError, unknown
 
+Own = TypeVar("Own", bound=BaseModel)
 MOST_EPOCHS = 100_000
 """Of a fit, and of patience; a fit of a day has some thousand. Other bounds are far beyond what trains at all, so that
 what is mistyped is told at once and no fit lasts for ever."""
@@ -137,14 +139,41 @@ class EvaluationSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=F
     )
 
 
-class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Everything that a run is made with, but for data, seeds and machine."""
+class Settings(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
+    """Everything that a run is made with, but for data, seeds and machine.
+
+    Beside the stages stand the values of methods that have settings of their own, as JSON has them.
+    """
+
+    __pydantic_extra__: dict[str, dict[str, JsonValue]]
 
     encoder: EncoderSettings = EncoderSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     tuning: TuningSettings = TuningSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def of_methods(self) -> dict[str, dict[str, JsonValue]]:
+        """By method the values of its own settings, of those methods that have some."""
+        return self.__pydantic_extra__
+
+    def own(self, name: str, kind: type[Own] | None) -> Own | None:
+        """The settings that a method or pretraining has for itself.
+
+        Args:
+            kind: its file's `Settings`, or None.
+
+        Raises:
+            TemptError: the values are not of this kind.
+        """
+        if kind is None:
+            return None
+        try:
+            return kind.model_validate(self.of_methods.get(name, {}))
+        except ValidationError as error:
+            mistakes = "; ".join(_mistake(detail, name) for detail in error.errors())
+            raise TemptError(f"settings {mistakes}; they are another version's, make the run again") from None
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -169,8 +198,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def resolve(preset: str, assignments: Mapping[str, str]) -> Settings:
+def resolve(preset: str, assignments: Mapping[str, str], own: Mapping[str, type[BaseModel]] | None = None) -> Settings:
     """The settings of a preset with `--set` assignments such as `{"pretraining.epochs": "5"}` on top.
+
+    Args:
+        own: the `Settings` of those methods and pretrainings of the run that have some, by name.
 
     Raises:
         TemptError: an unknown preset or field (the nearest is named), or values out of type or bounds (all named).
@@ -178,12 +210,18 @@ def resolve(preset: str, assignments: Mapping[str, str]) -> Settings:
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     tree: dict[str, dict[str, Any]] = {stage: dict(values) for stage, values in PRESETS[preset].items()}
-    known = dict(_fields())
+    own = own or {}
+    known = [*_fields(), *(f"{name}.{field}" for name, kind in own.items() for field in kind.model_fields)]
     mistakes = [_no_such_field(name, value, known) for name, value in assignments.items() if name not in known]
     for name, value in assignments.items():
         if name in known:
             stage, field = name.split(".")
             tree.setdefault(stage, {})[field] = value
+    for name, kind in own.items():
+        try:
+            tree[name] = kind.model_validate(tree.get(name, {})).model_dump(mode="json")
+        except ValidationError as error:
+            mistakes += [f"--set {_mistake(detail, name)}" for detail in error.errors()]
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -199,13 +237,12 @@ def _no_such_field(name: str, value: str, known: Iterable[str]) -> str:
     return f"--set {name}={value}: no such field; {hint}"
 
 
-def _fields() -> Iterator[tuple[str, Annotated[Any, "pydantic FieldInfo"]]]:
+def _fields() -> Iterator[str]:
     for stage, stage_field in Settings.model_fields.items():
-        for name, field in stage_field.default.__class__.model_fields.items():
-            yield f"{stage}.{name}", field
+        yield from (f"{stage}.{name}" for name in type(stage_field.default).model_fields)
 
 
-def _mistake(detail: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
+def _mistake(detail: Mapping[str, Any], *before: str) -> str:
+    place = ".".join(str(part) for part in (*before, *detail["loc"]))
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{place}={detail['input']}: {message}" if detail["type"] != "value_error" else f"{place}: {message}"

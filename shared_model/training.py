@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,7 +39,7 @@ _CHECKPOINT_SECONDS = 20.0
 
 @runtime_checkable
 class Task(Protocol):
-    """What a method hands to the loop.
+    """What a method hands to the loop; one that has `draw_batches`, too, says how they are drawn (`DrawsBatches`).
 
     `loss` is asked for in training mode and `score` in evaluation mode; parameters that require no gradient are left to
     the task.
@@ -54,6 +54,14 @@ class Task(Protocol):
     def loss(self, index: Int[Tensor, " batch"], generator: torch.Generator) -> Float[Tensor, ""]: ...
 
     def score(self) -> float: ...
+
+
+@runtime_checkable
+class DrawsBatches(Protocol):
+    """A task that says how an epoch's batches are drawn; else each record is in one, in an order of chance."""
+
+    def draw_batches(self, batch_size: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:
+        """An epoch's batches, drawn on the CPU: places of training records, in every epoch as many batches."""
 
 
 @dataclass
@@ -143,8 +151,8 @@ def train(
     if resume is not None and resume.exists():
         progress, best = _restore(resume, task.module, optimizer)
     saved = time.monotonic()
-    steps_an_epoch = -(-task.records // settings.batch_size)
-    last = epochs if epochs is not None else most_epochs(settings, task.records)
+    steps_an_epoch = len(_batches(task, settings.batch_size, generator(torch.device("cpu"), seed, purpose, hospital)))
+    last = epochs if epochs is not None else most_epochs(settings, steps_an_epoch * settings.batch_size)
     while progress.epoch < last and not (selects and out_of_patience(progress, settings)):
         began = time.monotonic()
         epoch = progress.epoch + 1
@@ -192,22 +200,42 @@ def run_epoch(
     epoch: int,
     device: torch.device,
 ) -> float:
-    """One pass over the records in an order of (seed, purpose, hospital, epoch); the mean loss of a record."""
+    """One pass over the records in batches of (seed, purpose, hospital, epoch); the mean loss of a record."""
     # Algorithm 1, lines 2 and 10: the order on the CPU, so that every device sees the same batches
-    order = torch.randperm(
-        task.records, generator=generator(torch.device("cpu"), seed, f"{purpose}/order", hospital, epoch)
-    )
+    batches = _batches(task, batch_size, generator(torch.device("cpu"), seed, f"{purpose}/order", hospital, epoch))
     draws = generator(device, seed, purpose, hospital, epoch)
     total = torch.zeros((), dtype=torch.float64, device=device)
     with global_stream(device, seed, purpose, hospital, epoch):  # for layers that know no other, such as nn.Dropout
-        for index in order.to(device).split(batch_size):
+        for index in torch.cat(list(batches)).to(device).split([len(batch) for batch in batches]):
             loss = task.loss(index, draws)
             # Algorithm 1, lines 6 and 13
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(index)
-    return float(total) / task.records
+    return float(total) / sum(len(batch) for batch in batches)
+
+
+def shuffled(
+    records: int, batch_size: int, generator: torch.Generator, hospital: Int[Tensor, " records"] | None = None
+) -> Sequence[Int[Tensor, " batch"]]:
+    """The places of so many records in batches, in an order of chance.
+
+    Args:
+        hospital: of each record, where a batch is to be of one hospital's; the batches come in an order of chance, too.
+    """
+    order = torch.randperm(records, generator=generator)
+    if hospital is None:
+        return list(order.split(batch_size))
+    whose = hospital.cpu()[order]
+    batches = [batch for one in whose.unique() for batch in order[whose == one].split(batch_size)]
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _batches(task: Task, batch_size: int, generator: torch.Generator) -> Sequence[Int[Tensor, " batch"]]:
+    if isinstance(task, DrawsBatches):
+        return task.draw_batches(batch_size, generator)
+    return shuffled(task.records, batch_size, generator)
 
 
 def score_of(task: Task) -> float:

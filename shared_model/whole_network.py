@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shared_model.encoder import MedicalEncoder
@@ -22,7 +22,9 @@ def whole_network(encoder: MedicalEncoder, context: Context) -> Recommender:
     """MLP_r behind an encoder; both are trained."""
     module = _WholeNetwork(encoder, context).to(context.device)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+    def represent(
+        diagnoses: CodeSets, procedures: CodeSets, hospital: Int[Tensor, " records"], dropout: Dropout | None
+    ) -> Float[Tensor, "sets c"]:
         return module.encoder(record_sets(diagnoses, procedures, context.rows), dropout)  # type: ignore[no-any-return]
 
     return Recommender(module, represent, module.head)

@@ -35,7 +35,7 @@ import torch
 from shared_model.adaptation import tempt
 from shared_model.batching import TokenRows
 from shared_model.lines import tell
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.recommendation import Context, RecommendationTask, draw_initial
 from shared_model.records import CodeSets, RecordSet
@@ -142,7 +142,7 @@ def pairs(records: RecordSet, settings: Settings) -> dict[str, Pair]:
     plain_records = PlainRecords(records, ROWS, longest)
     none = records.select(torch.arange(0))
     network = PretrainingNetwork(settings.encoder, ROWS, generator(CPU, SEED, "bench/initial", 0))
-    context = Context(settings, ROWS, MEDICATIONS, SEED, 1, CPU, encoder=copy.deepcopy(network.encoder))
+    context = Context(settings, ROWS, MEDICATIONS, SEED, 1, CPU, part=copy.deepcopy(network.encoder))
     recommender = tempt.build(context)
     draw_initial(recommender.module, context, "bench")
     prompts = recommender.module.get_parameter("prompts")

@@ -39,7 +39,7 @@ from shared_model.federated_algorithm import Arrays
 from shared_model.files import write_json
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.lines import say, tell
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.records import RecordSet, write_records
 from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary, write_vocabulary

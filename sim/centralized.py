@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from shared_model.errors import TemptError
 from shared_model.files import write_text
-from shared_model.fitting import PRETRAINING
+from shared_model.fitting import pretraining_fit
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
 from shared_model.results import AnyFit, Fit, write_results
@@ -22,7 +22,7 @@ from shared_model.run_directory import versions
 from shared_model.settings import Settings
 from shared_model.shipped_code import code_files
 from sim.display import Display
-from sim.methods import adapts, method
+from sim.methods import method, needs
 from sim.units import FitUnit, Plan, fit_unit
 from sim.workers import run_units
 
@@ -140,7 +140,7 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
 
     trials = []
     if request.settings.tuning.selection == "common":
-        trials = [replace(unit, trial=True) for unit in units if adapts(unit.model)]
+        trials = [replace(unit, trial=True) for unit in units if unit.is_tuned]
         done.update({trial: result for trial in trials if (result := trial.files.read()) is not None})
     display.begin(len(units) + len(trials), len(done))
     needed = {unit.needs for unit in done}
@@ -152,7 +152,8 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     run(units)
     history.rewrite(done)
     final = {unit: done[unit] for unit in [*units, *trials]}
-    return write_results(request.run, about_of(request, dataset), final, request.models, request.seeds)
+    rows = {name: needs(name) for name in request.models}
+    return write_results(request.run, about_of(request, dataset), final, rows, request.seeds)
 
 
 def _stands(unit: FitUnit, done: Mapping[FitUnit, Mapping[str, Any]]) -> bool:
@@ -192,8 +193,8 @@ def about_of(request: Request, dataset: Dataset) -> dict[str, Any]:
 
 
 def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
-    """Every fit of a seed: fits on the whole consortium first, as they take longest."""
-    pretraining = [PRETRAINING] if any(adapts(name) for name in models) else []
+    """Every fit of a seed, each pretraining once; fits on the whole consortium first, as they take longest."""
+    pretraining = list(dict.fromkeys(pretraining_fit(needed) for name in models if (needed := needs(name)) is not None))
     whole = [name for name in models if method(name).SCOPE == "consortium"]
     by_hospital = [name for name in models if method(name).SCOPE == "hospital"]
     if plan.alone:
@@ -212,7 +213,7 @@ def _with_common_epochs(
     run: Callable[[list[FitUnit]], None],
 ) -> list[FitUnit]:
     """The units with one tuning epoch for all hospitals of a model and seed: the best by the mean of their scores."""
-    run([unit for unit in units if not adapts(unit.model)] + trials)
+    run([unit for unit in units if not unit.is_tuned] + trials)
     scores: dict[tuple[str, int], list[list[float]]] = {}
     for trial in trials:
         rows = [row["score"] for row in done[trial]["history"]]
@@ -222,7 +223,7 @@ def _with_common_epochs(
         key: max(range(min(map(len, curves))), key=lambda epoch: sum(curve[epoch] for curve in curves)) + 1
         for key, curves in scores.items()
     }
-    chosen = [replace(unit, epochs=best.get((unit.model, unit.seed))) if adapts(unit.model) else unit for unit in units]
+    chosen = [replace(unit, epochs=best.get((unit.model, unit.seed))) if unit.is_tuned else unit for unit in units]
     for unit, final in zip(units, chosen, strict=True):
         if unit in done:  # from before: its epochs came from the same trials
             done[final] = done.pop(unit)

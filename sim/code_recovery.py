@@ -24,7 +24,7 @@ from server.federation_settings import FederationSettings
 from shared_model.batching import FIRST_DIAGNOSIS
 from shared_model.errors import TemptError
 from shared_model.lines import say, tell
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.records import read_dataset
 from shared_model.settings import Settings
 

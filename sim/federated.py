@@ -23,6 +23,7 @@ from shared_model.results import FitName, write_results
 from sim.centralized import History, Request, about_of
 from sim.display import Display
 from sim.engines import play
+from sim.methods import needs
 
 
 def simulate(
@@ -88,7 +89,7 @@ def simulate(
         done[fit] = FitFiles.of(run, fit.seed, fit.model, fit.hospital).read() or done[fit]
     history.rewrite(done)
     head = about_of(request, dataset) | {"federation": federation.model_dump() | {"seeds": about}}
-    return write_results(request.run, head, done, request.models, request.seeds)
+    return write_results(request.run, head, done, {name: needs(name) for name in request.models}, request.seeds)
 
 
 def rounds_table(content: Mapping[str, Any]) -> list[str]:

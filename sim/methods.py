@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, cast
 
+from pydantic import BaseModel
+
 import sim.baselines
-from shared_model.adaptation import adaptation, adaptations
+from shared_model.adaptation import adaptation, adaptations, why_not_federated
 from shared_model.errors import TemptError, unknown
+from shared_model.fitting import own_settings
 from shared_model.found_files import names_of_files
-from shared_model.recommendation import Method
+from shared_model.pretrainings import pretrainings
+from shared_model.recommendation import Method, is_default, needs_of
 
 Mode = Literal["centralized", "federated", "local"]
 
@@ -34,9 +38,22 @@ def method_names() -> list[str]:
     return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
+def needs(name: str) -> str | None:
+    """The pretraining that a method adapts.
+
+    Raises:
+        TemptError: its file names one that there is not.
+    """
+    needed = needs_of(method(name))
+    if needed is not None and needed not in pretrainings():
+        known = ", ".join(pretrainings())
+        raise TemptError(f"{name}: its file says NEEDS = '{needed}', and there is no such pretraining; known: {known}")
+    return needed
+
+
 def adapts(name: str) -> bool:
-    """Whether a method starts from the pretrained encoder."""
-    return name in adaptations()
+    """Whether a method starts from a pretraining."""
+    return needs(name) is not None
 
 
 def method(name: str) -> Method:
@@ -47,32 +64,55 @@ def method(name: str) -> Method:
     """
     if name not in method_names():
         raise unknown("model", name, method_names())
-    if adapts(name):
+    if name in adaptations():
         return adaptation(name)
     return cast(Method, importlib.import_module(f"{sim.baselines.__name__}.{name.replace('-', '_')}"))
 
 
 def chosen(names: Sequence[str], mode: Mode = "centralized") -> list[str]:
-    """The methods asked for, in the order asked for; without any, all that the mode has, in the order of the table.
+    """The methods asked for, in the order asked for; without any, those that are fitted unasked and that the mode has.
 
-    A federation has those that adapt a pretrained encoder. Where each hospital is by itself, none is fitted on the
-    records of all: what such a row would show is not what a hospital can do alone.
+    Unasked they come in the order of the table.
+    A federation has those that adapt the encoder that it pretrains. Where each hospital is by itself, none is fitted on
+    the records of all: what such a row would show is not what a hospital can do alone.
 
     Raises:
-        TemptError: there is no such method, the mode does not have it, or it is named twice.
+        TemptError: there is no such method, the mode does not have it, it is named twice, or the pretraining that one
+            needs is not there.
     """
     for name in names:
         if why := _not_in(mode, name):
             raise TemptError(f"--models {name}: {why}")
     if len(set(names)) < len(names):
         raise TemptError(f"--models {','.join(names)}: a model is named twice; name each once")
-    return list(names) or [name for name in method_names() if not _not_in(mode, name)]
+    found = list(names) or [name for name in method_names() if is_default(method(name)) and not _not_in(mode, name)]
+    for name in found:
+        needs(name)  # refuses a pretraining that there is not
+    return found
+
+
+def own_settings_of(models: Sequence[str], assigned: Iterable[str]) -> dict[str, type[BaseModel]]:
+    """The `Settings` of those of a run's methods and pretrainings that have some, by name.
+
+    Args:
+        assigned: the fields that `--set` names.
+
+    Raises:
+        TemptError: one of them is of a method that the run does not fit.
+    """
+    for field in assigned:
+        name = field.partition(".")[0]
+        if name in method_names() and name not in models:
+            raise TemptError(f"--set {field}: the run does not fit {name}; name it in --models, or leave this out")
+    return own_settings({name: method(name) for name in models})
 
 
 def _not_in(mode: Mode, name: str) -> str | None:
     """Why a mode does not have a method."""
     functions = method(name)
-    if mode == "federated" and not adapts(name):
+    if mode == "federated" and (why := why_not_federated(functions)):
+        return why
+    if mode == "federated" and name not in adaptations():
         return (
             "pretrains nothing that could be federated; run it with `tempt simulate centralized` and show it with "
             "--beside"

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from shared_model.batching import CLS, FIRST_DIAGNOSIS, MASK, TokenRows
 from shared_model.encoder import EncoderLayer, MedicalEncoder
 from shared_model.objectives import contrastive_loss, mask_prediction_loss, recommendation_loss
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import PretrainingSettings
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from shared_model.errors import TemptError
 from shared_model.file_forms import ModelResult, RunConfig, RunResults, SeedConfig, read_form
 from shared_model.fitting import PRETRAINING, FitFiles, pretrained_digest
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, Method
+from shared_model.recommendation import Context, Method, Recommended
 from shared_model.records import CodeSets, RecordSet
 from shared_model.results import RESULTS
 from shared_model.run_directory import CONFIG, VOCABULARY, seed_folder
@@ -25,17 +24,17 @@ from shared_model.settings import Settings
 from shared_model.vocabulary import Vocabulary, read_vocabulary
 from shared_model.vocabulary_rules import nameless
 from sim.centralized import some
-from sim.methods import adapts, method
+from sim.methods import method
 from sim.units import FitUnit, Plan, context_of
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A medication with its probability, and whether that is above the threshold."""
+    """A medication with its probability, which not every model gives, and whether it is recommended."""
 
     medication: int
     name: str
-    probability: float
+    probability: float | None
     recommended: bool
 
 
@@ -58,7 +57,7 @@ class _Source(NamedTuple):
 def recommend(
     run: Path, model: str, seed: int | None, hospital: int, diagnoses: Sequence[str], procedures: Sequence[str]
 ) -> list[Recommendation]:
-    """Every medication for a patient with these codes, the most probable first.
+    """Every medication for a patient with these codes, the most probable first, or those that are recommended.
 
     Args:
         seed: of the run's seeds; the first if None.
@@ -89,7 +88,7 @@ def recommend(
     plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, alone=alone)
     whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
     unit = FitUnit(plan, model, seed, whose)
-    if adapts(model) and unit.needs is not None and not unit.needs.files.tensors.exists():
+    if unit.needs is not None and not unit.needs.files.tensors.exists():
         raise TemptError(
             f"{unit.needs.files.tensors}: no such checkpoint; the run is not complete, go on with --resume"
         )
@@ -99,15 +98,17 @@ def recommend(
         )
     tensors, _ = checkpoint.load(unit.files.tensors)
     _check_whole(run, source, unit, tensors)
-    row = _probabilities(functions, unit.files.tensors, tensors, record, context_of(vocabulary, unit))
-    above = (row > settings.evaluation.threshold).tolist()  # as the metrics compare, in float32
+    found = _answer(functions, unit.files.tensors, tensors, record, context_of(vocabulary, unit))
+    scores = [None] * len(vocabulary.medications) if found.scores is None else found.scores[0].tolist()
     answer = [
         Recommendation(code, name if name.isprintable() else nameless(code), probability, recommended)
         for code, name, probability, recommended in zip(
-            vocabulary.medications, vocabulary.medication_names, row.tolist(), above, strict=True
+            vocabulary.medications, vocabulary.medication_names, scores, found.chosen[0].tolist(), strict=True
         )
     ]
-    return sorted(answer, key=lambda answered: (-answered.probability, answered.medication))
+    if found.scores is None:
+        return sorted(answer, key=lambda answered: (not answered.recommended, answered.medication))
+    return sorted(answer, key=lambda answered: (-(answered.probability or 0.0), answered.medication))
 
 
 def threshold_of(run: Path, seed: int | None = None) -> float:
@@ -166,26 +167,26 @@ def _hospitals(run: Path, config: Mapping[str, Any], seed: int) -> list[int]:
     return sorted(known)
 
 
-def _probabilities(
+def _answer(
     functions: Method, path: Path, tensors: Mapping[str, Tensor], record: RecordSet, context: Context
-) -> Float[Tensor, " medications"]:
-    """What the tensors of a file answer.
+) -> Recommended:
+    """What the tensors of a file answer for one record.
 
     Raises:
         TemptError: the file is another model's.
     """
     try:
-        found = functions.probabilities(tensors, record, context)
+        found = functions.answer(tensors, record, context)
     except (KeyError, RuntimeError, ValueError) as error:
         raise TemptError(
             f"{path}: not a checkpoint of this model and these settings ({error}); delete it and go on with --resume"
         ) from None
-    if found.shape != (1, context.medications):
+    if found.chosen.shape != (1, context.medications):
         raise TemptError(
-            f"{path}: knows {found.shape[-1]} medications, the run's vocabulary has {context.medications}; "
+            f"{path}: knows {found.chosen.shape[-1]} medications, the run's vocabulary has {context.medications}; "
             "one of the two is another run's, go on with this run with --resume"
         )
-    return found[0]
+    return found
 
 
 def _check_whole(run: Path, source: _Source, unit: FitUnit, tensors: Mapping[str, Tensor]) -> None:

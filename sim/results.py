@@ -9,7 +9,7 @@ from typing import Any
 from shared_model.errors import TemptError
 from shared_model.file_forms import RunResultsBeside, read_form
 from shared_model.files import check_file, real
-from shared_model.metrics import METRICS
+from shared_model.metric_names import METRICS
 from shared_model.results import RESULTS, t_test_of_tempt
 from sim.methods import adapts, method
 
@@ -69,14 +69,14 @@ def table(content: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
     """
     seeds = len(next(iter(content["models"].values()))["seeds"])
     lines = [
-        f"{'':24}{'PRAUC':^16}{'Jaccard':^16}{'F1':^16}{'p':>7}",
-        f"{'Model':24}" + f"{'ours':>8}{'paper':>8}" * 3 + f"{'PRAUC':>7}",
+        f"{'':24}" + "".join(f"{heading:^16}" for heading in METRICS.values()) + f"{'p':>7}",
+        f"{'Model':24}" + f"{'ours':>8}{'paper':>8}" * len(METRICS) + f"{'PRAUC':>7}",
         "-" * 79,
     ]
     for run in [*beside, content]:
         if beside:
             lines.append(f"{run['mode']}:")
-        # rows that adapt no encoder are the same in every mode
+        # rows that adapt no pretraining are the same in every mode
         names = [name for name in run["models"] if adapts(name) or run is content or run is beside[0]]
         for name in names:
             lines += _rows(name, run["models"][name], content["models"].get("tempt"), itself=run is content)

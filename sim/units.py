@@ -1,4 +1,4 @@
-"""One fit of a run as a unit of work: the pretraining of a seed, or a method of a seed (and a hospital)."""
+"""One fit of a run as a unit of work: a pretraining of a seed, or a method of a seed (and a hospital)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError
 from shared_model.fitting import (
-    PRETRAINING,
     FitFiles,
     fit_and_evaluate,
-    pretrained_digest,
-    pretrained_encoder,
+    pretrained,
+    pretraining_fit,
+    pretraining_of,
     stamp_of,
 )
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretrainings import pretraining
 from shared_model.randomness import WHOLE_CONSORTIUM, generator
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, own_settings_of
 from shared_model.records import Dataset, Split, read_dataset
 from shared_model.settings import Settings
 from shared_model.training import train
 from shared_model.vocabulary import Vocabulary
-from sim.methods import adapts, method
+from sim.methods import method, needs
 from sim.workers import Emit
 
 
@@ -59,7 +59,7 @@ class FitUnit:
     """A fit of a run.
 
     Attributes:
-        model: a method's name, or `PRETRAINING`.
+        model: a method's name, or that of a pretraining's fits.
         hospital: whose records, or `WHOLE_CONSORTIUM`.
         trial: only find each epoch's validation score, for a choice common to all hospitals.
         epochs: fit for so many, chosen in common.
@@ -81,10 +81,22 @@ class FitUnit:
         return self.plan.threads if self.hospital == WHOLE_CONSORTIUM else 1
 
     @property
+    def adapts(self) -> str | None:
+        """The pretraining that the method adapts, by name."""
+        return needs(self.model) if pretraining_of(self.model) is None else None
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a hospital adapts a pretraining to itself."""
+        return self.adapts is not None and self.hospital != WHOLE_CONSORTIUM
+
+    @property
     def needs(self) -> FitUnit | None:
-        """The pretraining that the method adapts."""
+        """That pretraining: one fit for all methods that adapt it, of all hospitals' records unless each is alone."""
+        if self.adapts is None:
+            return None
         whose = self.hospital if self.plan.alone else WHOLE_CONSORTIUM
-        return FitUnit(self.plan, PRETRAINING, self.seed, whose) if adapts(self.model) else None
+        return FitUnit(self.plan, pretraining_fit(self.adapts), self.seed, whose)
 
     @property
     def files(self) -> FitFiles:
@@ -101,8 +113,8 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
         split = split.of_hospital(unit.hospital)
     context = context_of(dataset.vocabulary, unit, emit)
     began = time.monotonic()
-    if unit.model == PRETRAINING:
-        fitted, measured = _pretrain(split, context), dict[str, Any]()
+    if (name := pretraining_of(unit.model)) is not None:
+        fitted, measured = _pretrain(name, split, context), dict[str, Any]()
     elif unit.trial:
         fitted, measured = _try(unit, split, context), dict[str, Any]()
     else:
@@ -112,39 +124,37 @@ def fit_unit(unit: FitUnit, emit: Emit) -> dict[str, Any]:
 
 
 def context_of(vocabulary: Vocabulary, unit: FitUnit, emit: Emit | None = None) -> Context:
-    """What a method needs to fit or to answer, with the pretrained encoder if it adapts one."""
+    """What a unit needs to fit or to answer, with what its method reads of a pretraining."""
     rows = TokenRows(len(vocabulary.diagnoses), len(vocabulary.procedures))
-    device = torch.device(unit.plan.device)
-    encoder = stands_on = None
-    if unit.needs is not None:
-        stands_on = pretrained_digest(unit.needs.files.tensors)
-        encoder = pretrained_encoder(unit.needs.files.tensors, unit.plan.settings, rows, device)
-    return Context(
-        settings=unit.plan.settings,
+    of, settings = pretraining_of(unit.model), unit.plan.settings
+    kind = own_settings_of(method(unit.model)) if of is None else pretraining(of).settings
+    context = Context(
+        settings=settings,
         rows=rows,
         medications=len(vocabulary.medications),
         seed=unit.seed,
         hospital=unit.hospital,
-        device=device,
-        encoder=encoder,
-        stands_on=stands_on,
+        device=torch.device(unit.plan.device),
+        own=settings.own(unit.model, kind),
         resume=unit.files.partial,
         on_epoch=emit,
         epochs=unit.epochs,
     )
+    if unit.adapts is not None and unit.needs is not None:
+        context = pretrained(context, unit.adapts, unit.needs.files.tensors)
+    return context
 
 
-def _pretrain(split: Split, context: Context) -> Fitted:
+def _pretrain(name: str, split: Split, context: Context) -> Fitted:
+    found, purpose = pretraining(name), pretraining_fit(name)
     # Algorithm 1, line 1
-    draws = generator(torch.device("cpu"), context.seed, f"{PRETRAINING}/initial", context.hospital)
-    settings = context.settings.pretraining
-    network = PretrainingNetwork(context.settings.encoder, context.rows, draws, settings.output_bias).to(context.device)
-    task = PretrainingTask(network, split.train, split.validation, settings, seed=context.seed)
+    draws = generator(torch.device("cpu"), context.seed, f"{purpose}/initial", context.hospital)
+    network = found.network(context, draws).to(context.device)
     progress = train(
-        task,
-        settings,
+        found.task(network, split.train, split.validation, context),
+        found.optimization(context),
         seed=context.seed,
-        purpose=PRETRAINING,
+        purpose=purpose,
         hospital=context.hospital,
         resume=context.resume,
         on_epoch=context.on_epoch,

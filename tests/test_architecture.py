@@ -51,7 +51,8 @@ def test_files_when_named_say_what_they_hold() -> None:
 
 def test_public_functions_and_classes_of_shared_model_have_docstrings() -> None:
     # described once, in shared_model/recommendation.py and shared_model/federated_algorithm.py
-    contract = {("adaptation", "fit"), ("adaptation", "probabilities")}
+    contract = {("adaptation", "fit"), ("adaptation", "answer")}
+    contract |= {("pretrainings", "network"), ("pretrainings", "task")}
     contract |= {("algorithms", name) for name in ("begin", "ask", "local", "gather", "accept", "finish")}
     silent = [
         f"{_name(path)}: {node.name}"
@@ -90,9 +91,9 @@ def test_lines_of_algorithm_1_have_code() -> None:
 
 @pytest.mark.parametrize(("row", "name"), TABLE_3.items())
 def test_row_of_table_3_has_code_that_says_so(row: str, name: str) -> None:
-    from sim.methods import adapts
+    from shared_model.adaptation import adaptations
 
-    folder = "shared_model.adaptation" if adapts(name) else "sim.baselines"
+    folder = "shared_model.adaptation" if name in adaptations() else "sim.baselines"
     module = importlib.import_module(f"{folder}.{name.replace('-', '_')}")
     assert row == module.TITLE
     assert f"Table 3, row {row}." in (module.__doc__ or "").partition("\n")[0]

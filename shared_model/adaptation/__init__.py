@@ -8,7 +8,8 @@ from typing import cast
 
 from shared_model.errors import unknown
 from shared_model.found_files import names_of_files
-from shared_model.recommendation import Method
+from shared_model.pretrainings import FEDERATED
+from shared_model.recommendation import Method, needs_of
 
 
 @cache
@@ -26,3 +27,14 @@ def adaptation(name: str) -> Method:
     if name not in adaptations():
         raise unknown("adaptation", name, adaptations())
     return cast(Method, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+
+
+def why_not_federated(method: Method) -> str | None:
+    """Why a federation can't have a method: it pretrains one network, and the method adapts another."""
+    needed = needs_of(method)
+    if needed in (None, FEDERATED):
+        return None
+    return (
+        f"adapts the pretraining '{needed}', and a federation has '{FEDERATED}' alone; run it with `tempt simulate "
+        "centralized` and show it with --beside"
+    )

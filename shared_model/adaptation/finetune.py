@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 
-from jaxtyping import Float
 from torch import Tensor
 
 from shared_model.encoder import MedicalEncoder
-from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, kept_probabilities
+from shared_model.recommendation import Context, Fitted, Recommended, Recommender, fit_recommender, kept_answer
 from shared_model.records import RecordSet
 from shared_model.whole_network import whole_network
 
 TITLE = "TEMPT (finetune)"
 PAPER = {"prauc": (0.5407, 0.0011), "jaccard": (0.3300, 0.0012), "f1": (0.4778, 0.0015)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
@@ -23,10 +23,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.tuning, context, "finetune")
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 def build(context: Context) -> Recommender:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_model.encoder import FrozenEncoder
@@ -12,10 +12,11 @@ from shared_model.randomness import Dropout
 from shared_model.recommendation import (
     Context,
     Fitted,
+    Recommended,
     Recommender,
     fit_recommender,
     head_of,
-    kept_probabilities,
+    kept_answer,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -23,6 +24,7 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT (finetune-freeze)"
 PAPER = {"prauc": (0.5404, None)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
@@ -30,10 +32,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.tuning, context, "finetune-freeze")
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 def build(context: Context) -> Recommender:
@@ -41,7 +41,9 @@ def build(context: Context) -> Recommender:
     head = head_of(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+    def represent(
+        diagnoses: CodeSets, procedures: CodeSets, hospital: Int[Tensor, " records"], dropout: Dropout | None
+    ) -> Float[Tensor, "sets c"]:
         return frozen(record_sets(diagnoses, procedures, context.rows))
 
     return Recommender(head, represent, head, constant=True)

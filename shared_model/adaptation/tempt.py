@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shared_model.encoder import FrozenEncoder
@@ -14,10 +14,11 @@ from shared_model.randomness import Dropout
 from shared_model.recommendation import (
     Context,
     Fitted,
+    Recommended,
     Recommender,
     fit_recommender,
     head_of,
-    kept_probabilities,
+    kept_answer,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -25,6 +26,7 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT"
 PAPER = {"prauc": (0.5468, 0.0016), "jaccard": (0.3318, 0.0010), "f1": (0.4790, 0.0013)}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
@@ -33,10 +35,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.tuning, context, "tempt")
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 class _PromptsAndHead(nn.Module):
@@ -60,7 +60,9 @@ def build(context: Context) -> Recommender:
     count = context.settings.tuning.prompts_per_modality
     row = torch.arange(2 * count, device=context.device) + context.rows.first_prompt
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Float[Tensor, "sets c"]:
+    def represent(
+        diagnoses: CodeSets, procedures: CodeSets, hospital: Int[Tensor, " records"], dropout: Dropout | None
+    ) -> Float[Tensor, "sets c"]:
         # Algorithm 1, line 11
         # Eq. 14: the prompted sets D'' and P''; the head follows Eq. 12
         sets = record_sets(diagnoses, procedures, context.rows, [row[:count], row[count:]])

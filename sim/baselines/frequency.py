@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
 from torch import Tensor
 
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, Recommended, above_threshold
 from shared_model.records import RecordSet
 
 TITLE = "Frequency"
@@ -20,7 +19,5 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return Fitted({"rate": train.medications.multi_hot(context.medications).double().sum(0) / max(len(train), 1)})
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return tensors["rate"].float().expand(len(records), -1)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return above_threshold(tensors["rate"].float().expand(len(records), -1), context)

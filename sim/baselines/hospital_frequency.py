@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_model.metrics import average_precision
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, Recommended, above_threshold
 from shared_model.records import RecordSet
 
 TITLE = "Hospital frequency"
@@ -38,9 +38,11 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return Fitted(tensors | {"rates": tables[chosen]}, about={"k": chosen})
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return above_threshold(_rates(tensors, records), context)
+
+
+def _rates(tensors: Mapping[str, Tensor], records: RecordSet) -> Float[Tensor, "records medications"]:
     """The hospital's rates; a hospital without training records gets the consortium's."""
     if not len(tensors["hospital"]):
         return tensors["rate"].float().expand(len(records), -1)
@@ -50,8 +52,6 @@ def probabilities(
 
 
 def _validation_prauc(tensors: Mapping[str, Tensor], validation: RecordSet, context: Context) -> float:
-    prauc = average_precision(
-        probabilities(tensors, validation, context), validation.medications.multi_hot(context.medications)
-    )
+    prauc = average_precision(_rates(tensors, validation), validation.medications.multi_hot(context.medications))
     means = [float(prauc[validation.hospital == hospital].mean()) for hospital in validation.hospitals]
     return sum(means) / len(means)

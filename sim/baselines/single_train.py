@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
 from torch import Tensor
 
 from shared_model.encoder import MedicalEncoder
-from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, kept_probabilities
+from shared_model.recommendation import Context, Fitted, Recommended, Recommender, fit_recommender, kept_answer
 from shared_model.records import RecordSet
 from shared_model.whole_network import whole_network
 
@@ -22,10 +21,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.training, context, "single-train")
 
 
-def probabilities(
-    tensors: Mapping[str, Tensor], records: RecordSet, context: Context
-) -> Float[Tensor, "records medications"]:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 def build(context: Context) -> Recommender:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared_model.lines import takes, tell
+
+if TYPE_CHECKING:
+    from sim.recommend import Recommendation
 
 
 def recommend(
@@ -41,10 +44,18 @@ def recommend(
     recommended = [one for one in medications if one.recommended]
     tell(f"{'HICL':>8}  {'probability':>11}  medication")
     for one in recommended:
-        tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+        tell(f"{one.medication:>8}  {_probability(one):>11}  {one.name}")
+    if all(one.probability is None for one in medications):
+        tell(f"{len(recommended)} of {len(medications)} medications are recommended; {model} gives no probabilities.")
+        tell("Research software: not for clinical use.")
+        return
     rest = [one for one in medications if not one.recommended][:3]
     threshold = f"{threshold_of(run, seed):g}"
     tell(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
     for one in rest:
-        tell(f"{one.medication:>8}  {one.probability:>11.3f}  {one.name}")
+        tell(f"{one.medication:>8}  {_probability(one):>11}  {one.name}")
     tell("Research software: not for clinical use.")
+
+
+def _probability(one: Recommendation) -> str:
+    return "-" if one.probability is None else f"{one.probability:.3f}"

@@ -208,7 +208,7 @@ def _simulate(
     from sim import centralized as central
     from sim.devices import pick_device
     from sim.display import Display
-    from sim.methods import chosen
+    from sim.methods import chosen, own_settings_of
     from sim.results import check_beside, check_named, read_beside, table
     from sim.workers import usable_cores
 
@@ -222,7 +222,9 @@ def _simulate(
         raise TemptError(
             f"--threads {threads}: more than --jobs {jobs}, the threads in all; give at least as many jobs"
         )
-    settings = resolve(preset, options.assignments(set_ or []))
+    names = chosen(comma_lists.names("--models", models) if models else [], mode)
+    assigned = options.assignments(set_ or [])
+    settings = resolve(preset, assigned, own_settings_of(names, assigned))
     picked = pick_device(device)
     ready = data is not None and options.is_dataset(data)
     preparation = options.preparation(
@@ -245,7 +247,7 @@ def _simulate(
         preparation=None if ready else preparation.model_dump(),
         settings=settings,
         preset=preset,
-        models=tuple(chosen(comma_lists.names("--models", models) if models else [], mode)),
+        models=tuple(names),
         seeds=tuple(comma_lists.numbers("--seeds", seeds, "42,43")),
         device=picked,
         jobs=jobs if jobs is not None else max(threads, 1 if picked != "cpu" else usable_cores()),

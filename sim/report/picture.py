@@ -52,6 +52,8 @@ def _draw_models(axes: Any, models: Mapping[str, Any]) -> None:
     names = list(models)
     for row, name in enumerate(names):
         prauc, paper = models[name]["summary"]["prauc"], method(name).PAPER.get("prauc")
+        if prauc["mean"] is None:  # of a system without scores
+            continue
         axes.errorbar(
             prauc["mean"],
             row,

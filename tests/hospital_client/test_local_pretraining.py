@@ -18,7 +18,7 @@ from server.plain_message import plain_message
 from shared_model.algorithms import algorithm, algorithms, scaffold
 from shared_model.errors import TemptError
 from shared_model.federated_algorithm import Answer, AskedHere
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.settings import Settings
 from tests.server.federations import initial_tensors

@@ -12,6 +12,7 @@ import pytest
 from hospital_client import launch
 from hospital_client.launch import HospitalPlace
 from hospital_client.policy import FILE, Policy, Refused, keep_policy, read_policy
+from shared_model import adaptation
 from shared_model.errors import TemptError
 from shared_model.settings import PRESETS, Settings, resolve
 from sim.cli import run as tempt
@@ -169,6 +170,32 @@ def test_default_policy_refuses_a_trap_by_its_name(name: str) -> None:
     more |= {"pretraining.mask_token_fraction": "0"} if name == "pretraining.random_code_fraction" else {}
     with pytest.raises(Refused, match=re.escape(f"{name} is ")):
         Policy().check_settings(resolve("paper", more | {name: TRAPS[name]}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "why"),
+    [
+        ({"few-8": {"most": 13}}, "few-8.most is 13, accepted 2 alone"),
+        ({"few-8": {"least": 2}}, "few-8.least is 2, accepted none"),
+        ({"few-8": {"most": True}}, "few-8.most is true, accepted 2 alone"),
+        ({"few-9": {"most": 2}}, "few-9.most is 2, accepted none"),
+        ({"frequency": {"x": 0}}, "frequency.x is 0, accepted none"),
+    ],
+)
+def test_settings_of_a_methods_own_are_accepted_at_their_defaults_alone(
+    monkeypatch: pytest.MonkeyPatch, stage: dict[str, dict[str, int]], why: str
+) -> None:
+    here = ROOT / "tests" / "sim" / "new_pretrainings" / "adaptation"
+    monkeypatch.setattr(adaptation, "__path__", [*adaptation.__path__, str(here)])
+    adaptation.adaptations.cache_clear()
+    try:
+        Policy().check_settings(Settings.model_validate({"few-8": {"most": 2}}))
+        with pytest.raises(Refused) as refused:
+            Policy().check_settings(Settings.model_validate(stage))
+        assert str(refused.value) == f"refused by policy: {why}"
+    finally:
+        monkeypatch.undo()
+        adaptation.adaptations.cache_clear()
 
 
 def test_many_traps_at_once_are_all_named_to_the_server_in_few_words() -> None:

@@ -16,7 +16,7 @@ from server.plain_message import array_record, plain_message
 from server.round_exchange import _checked
 from server.validation import BadNumbers
 from shared_model.fitting import PRETRAINING, FitFiles
-from shared_model.pretraining import least_loss
+from shared_model.pretrainings.tempt import least_loss
 from sim.inprocess_grid import InProcessGrid
 from tests.server.federations import initial_tensors
 from tests.sim import consortium

@@ -13,7 +13,7 @@ from shared_model.batching import TokenRows
 from shared_model.encoder import MedicalEncoder
 from shared_model.initialization import draw_rows, initialize, start_at_rates
 from shared_model.objectives import mlp
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from shared_model.settings import EncoderSettings
 
 

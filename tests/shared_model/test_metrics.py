@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from shared_model.metrics import average_precision, hospital_mean, record_mean, record_metrics, size_group
+from shared_model.metric_names import MEASURED, METRICS, OF_SCORES
+from shared_model.metrics import (
+    RecordMetrics,
+    average_precision,
+    hospital_mean,
+    record_mean,
+    record_metrics,
+    size_group,
+)
 from tests import oracles
 
 # Few distinct scores, so that ties are common; widths from 1 upwards.
@@ -29,6 +37,10 @@ def tensors(records: list[tuple[list[float], list[bool]]]) -> tuple[torch.Tensor
         torch.tensor([scores for scores, _ in records], dtype=torch.float64),
         torch.tensor([labels for _, labels in records], dtype=torch.float64),
     )
+
+
+def by_threshold(probabilities: torch.Tensor, labels: torch.Tensor, threshold: float) -> RecordMetrics:
+    return record_metrics(probabilities, probabilities > threshold, labels)
 
 
 @settings(max_examples=150, deadline=None)
@@ -53,7 +65,8 @@ def test_record_metrics_of_any_scores_equal_sets_and_stay_in_0_to_1(
     records: list[tuple[list[float], list[bool]]], threshold: float
 ) -> None:
     """Eq. 15, Eq. 16, Eq. 18, Eq. 19, each record by its sets."""
-    found = record_metrics(*tensors(records), threshold)
+    scores, labels = tensors(records)
+    found = record_metrics(scores, scores > threshold, labels)
 
     for i, (scores, labels) in enumerate(records):
         above, prescribed = oracles.recommended(scores, threshold), {m for m, y in enumerate(labels) if y}
@@ -72,7 +85,7 @@ def test_average_precision_of_hand_numbers_is_as_worked_out() -> None:
 
 def test_record_metrics_of_hand_numbers_are_as_worked_out() -> None:
     """Recommended {0, 1, 2}, prescribed {0, 2, 3, 4}: Eq. 18 is 2/5; precision 2/3, recall 1/2, Eq. 19 is 4/7."""
-    found = record_metrics(torch.tensor([[0.9, 0.8, 0.4, 0.2, 0.1]]), torch.tensor([[1.0, 0, 1, 1, 1]]), 0.3)
+    found = by_threshold(torch.tensor([[0.9, 0.8, 0.4, 0.2, 0.1]]), torch.tensor([[1.0, 0, 1, 1, 1]]), 0.3)
     assert found.jaccard.tolist() == pytest.approx([2 / 5])
     assert found.f1.tolist() == pytest.approx([4 / 7])
     assert found.medications.tolist() == [3]
@@ -83,18 +96,18 @@ def test_record_metrics_at_the_threshold_recommend_strictly_above_it() -> None:
     """Section 4.1.4 has >; float32's 0.3 is not above 0.3."""
     above = torch.nextafter(torch.tensor(0.3), torch.tensor(1.0))
     probabilities = torch.stack([torch.tensor(0.3), above, torch.tensor(0.25)])[None]
-    found = record_metrics(probabilities, torch.tensor([[1.0, 1.0, 0.0]]), 0.3)
+    found = by_threshold(probabilities, torch.tensor([[1.0, 1.0, 0.0]]), 0.3)
     assert found.medications.tolist() == [1]
     assert found.jaccard.tolist() == [0.5]
 
 
 def test_record_metrics_of_nothing_true_and_nothing_recommended_are_0() -> None:
-    found = record_metrics(torch.tensor([[0.1, 0.2]]), torch.zeros(1, 2), 0.3)
+    found = by_threshold(torch.tensor([[0.1, 0.2]]), torch.zeros(1, 2), 0.3)
     assert [values.tolist() for values in found] == [[0], [0], [0], [0]]
 
 
 def test_record_metrics_means_are_over_records() -> None:
-    found = record_metrics(torch.tensor([[0.9, 0.1], [0.1, 0.2]]), torch.tensor([[1.0, 0], [1, 0]]), 0.3)
+    found = by_threshold(torch.tensor([[0.9, 0.1], [0.1, 0.2]]), torch.tensor([[1.0, 0], [1, 0]]), 0.3)
     assert found.means() == {"prauc": 0.75, "jaccard": 0.5, "f1": 0.5, "medications": 0.5}
 
 
@@ -103,6 +116,24 @@ HOSPITALS = {
     "90": {"records": 1, "prauc": 0.1, "jaccard": 0.1, "f1": 0.2, "medications": 2.0},
     "91": {"records": 0, "prauc": 0.0, "jaccard": 0.0, "f1": 0.0, "medications": 0.0},
 }
+
+
+def test_records_without_scores_have_every_metric_but_prauc() -> None:
+    """A system that decides on sets: recommended {0}, prescribed {0, 1}; Eq. 18 is 1/2, Eq. 19 is 2/3."""
+    found = record_metrics(None, torch.tensor([[True, False, False]]), torch.tensor([[1.0, 1, 0]]))
+    assert found.means() == {"prauc": None, "jaccard": 0.5, "f1": pytest.approx(2 / 3), "medications": 1.0}
+
+
+def test_means_of_what_some_hospitals_lack_are_over_the_others_and_of_what_all_lack_are_none() -> None:
+    some = HOSPITALS | {"92": HOSPITALS["90"] | {"prauc": None, "jaccard": 0.8}}
+    assert hospital_mean(some)["prauc"] == pytest.approx(0.3) and record_mean(some)["prauc"] == pytest.approx(0.4)
+    assert hospital_mean(some)["jaccard"] == pytest.approx(0.4)
+    none = {"92": some["92"]}
+    assert hospital_mean(none) == record_mean(none) == {"prauc": None, "jaccard": 0.8, "f1": 0.2}
+
+
+def test_names_of_metrics_are_those_of_what_is_computed() -> None:
+    assert RecordMetrics._fields == MEASURED and set(METRICS) < set(MEASURED) and set(METRICS) > OF_SCORES
 
 
 def test_hospital_mean_of_hand_numbers_counts_each_hospital_once() -> None:

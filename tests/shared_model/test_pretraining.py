@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared_model import pretraining
 from shared_model.batching import CLS, FIRST_DIAGNOSIS, MASK, TokenRows
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask, least_loss
+from shared_model.pretrainings import tempt
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask, least_loss
 from shared_model.records import CodeSets, RecordSet
 from shared_model.settings import EncoderSettings, PretrainingSettings
 from tests import oracles
@@ -105,7 +105,7 @@ def literal_loss(parameters: dict[str, Tensor], index: Sequence[int], temperatur
 @pytest.mark.usefixtures("float64")
 def test_loss_of_a_batch_equals_equations_with_gradients(index: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Eq. 5 to Eq. 11 end to end, the gradient of every parameter, a batch of one included."""
-    monkeypatch.setattr(pretraining, "choose_masked", last_code_of_each)
+    monkeypatch.setattr(tempt, "choose_masked", last_code_of_each)
     network = make_network()
     parameters = oracles.leaves(network)
     expected = literal_loss(parameters, index, 0.7, 0.25)
@@ -123,7 +123,7 @@ def test_loss_of_a_batch_equals_equations_with_gradients(index: list[int], monke
 
 
 def test_loss_in_float32_equals_equations_to_1e_5(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "choose_masked", last_code_of_each)
+    monkeypatch.setattr(tempt, "choose_masked", last_code_of_each)
     network = make_network().float()
     expected = literal_loss(oracles.leaves(network), range(5), 0.7, 0.25)
     found = make_task(network).loss(torch.arange(5), torch.Generator().manual_seed(1))
@@ -169,7 +169,7 @@ def test_score_equals_average_precision_of_masked_diagnoses_among_codes_not_show
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Section 4.1.3: each record by the oracle (Eq. 1 to Eq. 5), the codes that are shown left out of its ranking."""
-    monkeypatch.setattr(pretraining, "choose_masked", last_code_of_each)
+    monkeypatch.setattr(tempt, "choose_masked", last_code_of_each)
     network = make_network(dropout=0.5)
     parameters = oracles.leaves(network)
     embedding, layers = parameters["encoder.embedding"], oracles.layers_of(parameters, "encoder.")
@@ -188,7 +188,7 @@ def test_score_equals_average_precision_of_masked_diagnoses_among_codes_not_show
 def test_score_in_parts_equals_score_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network()
     whole = make_task(network).score()
-    monkeypatch.setattr(pretraining, "_EVALUATION_BATCH", 2)
+    monkeypatch.setattr(tempt, "_EVALUATION_BATCH", 2)
     assert make_task(network).score() == pytest.approx(whole, abs=1e-12)
 
 

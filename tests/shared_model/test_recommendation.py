@@ -68,7 +68,7 @@ def make_context(b: int = B, rate: float = 0.0, tuning: dict[str, object] | None
     )
     encoder = MedicalEncoder(settings.encoder, ROWS).double()
     oracles.set_by_formula(encoder)
-    values = {"seed": 42, "hospital": 3, "device": torch.device("cpu"), "encoder": encoder} | more
+    values = {"seed": 42, "hospital": 3, "device": torch.device("cpu"), "part": encoder} | more
     return Context(settings=settings, rows=ROWS, medications=MEDICATIONS, **values)  # type: ignore[arg-type]
 
 
@@ -244,7 +244,7 @@ def test_loss_hands_dropout_to_training_and_none_to_scoring() -> None:
     context = make_context()
     head = nn.Sequential(nn.Linear(2, MEDICATIONS)).double()
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Tensor:
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
         seen.append(dropout)
         return torch.ones(len(diagnoses) + len(procedures), 1, dtype=torch.float64)
 
@@ -252,6 +252,36 @@ def test_loss_hands_dropout_to_training_and_none_to_scoring() -> None:
     task.loss(torch.arange(4), torch.Generator())
     task.score()
     assert [dropout is None for dropout in seen] == [False, True]
+
+
+def test_representation_sees_the_hospital_of_each_record_in_training_and_scoring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recommendation, "_EVALUATION_BATCH", 3)
+    seen: list[list[int]] = []
+    head = nn.Sequential(nn.Linear(2, MEDICATIONS)).double()
+
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
+        seen.append(hospital.tolist())
+        return torch.ones(len(diagnoses) + len(procedures), 1, dtype=torch.float64)
+
+    task = RecommendationTask(Recommender(head, represent, head), RECORDS, RECORDS, make_context())
+    task.loss(torch.tensor([3, 1]), torch.Generator())
+    task.score()
+    assert seen == [[8, 3], [3, 3, 3], [8]]
+
+
+def test_batches_of_a_recommender_by_hospital_are_of_one_hospital_each() -> None:
+    recommender = whole(make_context())
+    for by_hospital, sizes in ((True, [1, 1, 2]), (False, [2, 2])):
+        task = RecommendationTask(recommender._replace(by_hospital=by_hospital), RECORDS, RECORDS, make_context())
+        drawn = [task.draw_batches(2, torch.Generator().manual_seed(seed)) for seed in range(20)]
+        for batches in drawn:
+            assert sorted(place for batch in batches for place in batch.tolist()) == [0, 1, 2, 3]
+            assert sorted(map(len, batches)) == sizes
+        mixed = {len({HOSPITALS[place] for place in batch.tolist()}) for batches in drawn for batch in batches}
+        assert mixed == ({1} if by_hospital else {1, 2})
+        assert len({tuple(HOSPITALS[batch[0]] for batch in batches) for batches in drawn}) > 1  # neither comes first
 
 
 def test_initial_weights_are_a_function_of_seed_purpose_and_hospital() -> None:
@@ -286,8 +316,8 @@ def test_head_of_a_context_is_as_wide_as_both_representations() -> None:
 
 
 def test_context_without_a_pretrained_encoder_says_so() -> None:
-    with pytest.raises(ValueError, match="adapts a pretrained encoder"):
-        _ = make_context(encoder=None).pretrained
+    with pytest.raises(ValueError, match="needs a pretrained network"):
+        _ = make_context(part=None).pretrained
 
 
 def test_recommend_for_no_records_has_no_rows() -> None:

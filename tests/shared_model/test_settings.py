@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from shared_model.errors import TemptError
 from shared_model.settings import PRESETS, EncoderSettings, PretrainingSettings, Settings, resolve
@@ -124,6 +124,48 @@ def test_resolve_of_several_mistakes_names_all_at_once() -> None:
     )
     assert all(f"{found}: " in message for found in ("pretraining.epochs=many", "encoder.dropout=7", "encoder.heads=0"))
     assert "tuning.patience" not in message
+
+
+class Own(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Of a method alone."""
+
+    strength: float = Field(1.0, gt=0)
+    kinds: tuple[str, ...] = ("a",)
+
+
+def test_settings_of_a_methods_own_stand_beside_the_stages_and_survive_json() -> None:
+    found = resolve("released", {"my-method.strength": "0.5", "tuning.epochs": "7"}, {"my-method": Own})
+    assert found.own("my-method", Own) == Own(strength=0.5) and found.tuning.epochs == 7
+    assert found.model_dump(mode="json")["my-method"] == {"strength": 0.5, "kinds": ["a"]}
+    again = Settings.model_validate_json(found.model_dump_json())
+    assert again == found and again.own("my-method", Own) == Own(strength=0.5)
+    assert found != resolve("released", {"tuning.epochs": "7"}, {"my-method": Own})
+
+
+def test_settings_of_a_run_without_such_methods_are_written_as_before() -> None:
+    stages = ["encoder", "pretraining", "tuning", "training", "evaluation"]
+    assert list(resolve("paper", {}).model_dump()) == stages
+    assert resolve("paper", {}).own("my-method", Own) == Own() and resolve("paper", {}).own("other", None) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("my-method.strength", "-1", "--set my-method.strength=-1: Input should be greater than 0"),
+        ("my-method.strengths", "1", "--set my-method.strengths=1: no such field; did you mean 'my-method.strength'?"),
+        ("my-method.strength", "nan", "--set my-method.strength=nan: Input should be a finite number"),
+    ],
+)
+def test_mistakes_in_a_methods_own_settings_are_told_as_others(field: str, value: str, message: str) -> None:
+    with pytest.raises(TemptError) as caught:
+        resolve("paper", {field: value}, {"my-method": Own})
+    assert str(caught.value) == message
+
+
+def test_own_settings_of_another_version_are_one_line() -> None:
+    found = Settings.model_validate({"my-method": {"strength": 1.0, "depth": 3}})
+    with pytest.raises(TemptError, match=r"settings my-method\.depth=3: Extra inputs are not permitted; they are"):
+        found.own("my-method", Own)
 
 
 def test_heads_that_do_not_divide_c_are_refused_and_both_are_named() -> None:

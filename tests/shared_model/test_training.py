@@ -85,6 +85,29 @@ def test_train_with_worse_scores_stops_after_patience_and_restores_the_best() ->
     assert not task.module.training
 
 
+class DrawsItsOwn(Scripted):
+    """Batches of two and one record of the first three, the last record in both."""
+
+    def draw_batches(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        first = int(torch.randint(2, (), generator=generator))
+        return [torch.tensor([first, 2]), torch.tensor([2])]
+
+
+def test_batches_that_a_task_draws_are_those_of_training_and_its_steps() -> None:
+    task = DrawsItsOwn()
+    progress = run(task, options(least_steps=9))
+    assert {tuple(batch) for batch in task.batches} == {(0, 2), (1, 2), (2,)}
+    assert [len(batch) for batch in task.batches] == [2, 1] * 8
+    assert [row["step"] for row in progress.history] == [2 * epoch for epoch in range(1, 9)]
+    means = [(2 * a + b) / 3 for a, b in zip(task.losses[::2], task.losses[1::2], strict=True)]
+    assert [row["loss"] for row in progress.history] == pytest.approx(means)
+    longer = DrawsItsOwn()
+    assert run(longer, options(least_steps=21)).epoch == 11  # of two steps each
+    again = DrawsItsOwn()
+    run(again, options(least_steps=9))
+    assert again.batches == task.batches
+
+
 def test_train_with_few_steps_an_epoch_waits_for_least_steps() -> None:
     # 7 records in batches of 3: 3 steps an epoch, so 10 steps take 4 epochs
     progress = run(WithScores([0.9] + [0.1] * 7), options(patience=2, least_steps=10))
@@ -517,7 +540,7 @@ def test_a_complex_parameter_is_refused() -> None:
     task = Scripted([1.0])
     task.module = nn.Module()  # type: ignore[assignment]
     task.module.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(TemptError, match=r"its parameter phase is torch.complex64, .* torch.view_as_real"):
+    with pytest.raises(TemptError, match=r"its parameter phase is torch\.complex64, .* torch\.view_as_real"):
         run(task)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shared_model.adaptation import tempt
 from shared_model.encoder import EncoderLayer
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.recommendation import Context, RecommendationTask
 from shared_model.records import CodeSets, RecordSet
@@ -144,7 +144,7 @@ def test_a_hospitals_tempt_is_what_the_bench_tunes() -> None:
     pair = bench.pairs(made_records(5), SETTINGS)["tuning"]
     context = Context(SETTINGS, bench.ROWS, bench.MEDICATIONS, 1, 1, torch.device("cpu"), epochs=1)
     network = PretrainingNetwork(SETTINGS.encoder, bench.ROWS, torch.Generator())
-    fitted = tempt.fit(made_records(5), made_records(2), replace(context, encoder=network.encoder))
+    fitted = tempt.fit(made_records(5), made_records(2), replace(context, part=network.encoder))
     assert {name for name, _ in pair.task.module.named_parameters()} == set(fitted.tensors)
 
 

@@ -97,7 +97,7 @@ def test_first_round_is_the_mean_of_what_each_hospital_learns_alone_weighted_by_
 ) -> None:
     """The oracle: each hospital's local run of one epoch starts from its own weights, so they are made here."""
     from shared_model.batching import TokenRows
-    from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+    from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
     from shared_model.training import run_epoch
     from tests.server.federations import initial_tensors
 

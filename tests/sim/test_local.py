@@ -10,7 +10,7 @@ import torch
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.files import read_json
-from shared_model.pretraining import PretrainingNetwork, PretrainingTask
+from shared_model.pretrainings.tempt import PretrainingNetwork, PretrainingTask
 from shared_model.randomness import generator
 from shared_model.training import train
 from sim.cli import run as tempt

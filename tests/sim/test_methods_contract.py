@@ -5,6 +5,7 @@ A new file of `sim/baselines/` or `shared_model/adaptation/` is a new case of ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from shared_model import checkpoint
+from shared_model.adaptation import adaptations
 from shared_model.batching import TokenRows
-from shared_model.encoder import MedicalEncoder
 from shared_model.fitting import PRETRAINING
+from shared_model.pretrainings import pretraining
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, is_default, own_settings_of
 from shared_model.records import CodeSets, RecordSet, Split
-from sim.methods import adapts, chosen, method, method_names
+from sim.methods import chosen, method, method_names, needs
 from sim.units import FitUnit, Plan, fit_unit
 from tests import oracles
 from tests.sim import consortium
@@ -36,13 +38,15 @@ every_method = pytest.mark.parametrize("name", method_names())
 
 def context_of(name: str, **more: Any) -> Context:
     settings = consortium.settings()
-    encoder = None
-    if adapts(name):
-        encoder = MedicalEncoder(settings.encoder, ROWS)
-        oracles.set_by_formula(encoder)
-        encoder.eval()
+    part = None
+    if (needed := needs(name)) is not None:
+        found, bare = pretraining(needed), Context(settings, ROWS, consortium.MEDICATIONS, 42, 0, torch.device("cpu"))
+        part = found.network(bare, torch.Generator()).get_submodule(found.reads)
+        oracles.set_by_formula(part)
+        part.eval()
     hospital = WHOLE_CONSORTIUM if method(name).SCOPE == "consortium" else OWN
-    values: dict[str, Any] = {"seed": 42, "hospital": hospital, "device": torch.device("cpu"), "encoder": encoder}
+    values: dict[str, Any] = {"seed": 42, "hospital": hospital, "device": torch.device("cpu"), "part": part}
+    values["own"] = settings.own(name, own_settings_of(method(name)))
     return Context(settings=settings, rows=ROWS, medications=consortium.MEDICATIONS, **(values | more))
 
 
@@ -52,6 +56,12 @@ def part(name: str, records: RecordSet) -> RecordSet:
 
 def fit(name: str, context: Context | None = None, split: Split = SPLIT) -> Fitted:
     return method(name).fit(part(name, split.train), part(name, split.validation), context or context_of(name))
+
+
+def answer(name: str, tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Tensor:
+    """The scores of a method's answer; its sets as 0 and 1 where it has none."""
+    scores, chosen = method(name).answer(tensors, records, context)
+    return chosen.float() if scores is None else scores
 
 
 def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -76,9 +86,10 @@ def test_method_names_when_listed_are_the_files_in_the_order_of_the_table() -> N
     known = ["frequency", "hospital-frequency", "full-train", "single-train", "finetune-freeze", "finetune", "tempt"]
     assert [name for name in names if name in known] == known
     assert chosen(["tempt", "frequency"]) == ["tempt", "frequency"]  # rows come as they were asked for
-    assert chosen([]) == names
-    assert chosen([], "federated") == [name for name in names if adapts(name)]
-    assert chosen([], "local") == [name for name in names if method(name).SCOPE == "hospital"]
+    unasked = [name for name in names if is_default(method(name))]
+    assert chosen([]) == unasked
+    assert chosen([], "federated") == [name for name in unasked if name in adaptations()]
+    assert chosen([], "local") == [name for name in unasked if method(name).SCOPE == "hospital"]
 
 
 @every_method
@@ -92,23 +103,25 @@ def test_method_says_its_row_its_scope_and_the_papers_figures(name: str) -> None
 
 
 @every_method
-def test_probabilities_of_a_fit_are_probabilities(name: str) -> None:
+def test_answer_of_a_fit_is_sets_and_where_it_has_scores_they_are_probabilities(name: str) -> None:
     fitted = fit(name)
     for records in (part(name, SPLIT.test), part(name, SPLIT.test).select(torch.tensor([0]))):
-        found = method(name).probabilities(fitted.tensors, records, context_of(name))
-        assert found.shape == (len(records), consortium.MEDICATIONS)
-        assert found.dtype == torch.float32 and not found.requires_grad
-        assert bool(((found >= 0) & (found <= 1)).all())
+        scores, chosen = method(name).answer(fitted.tensors, records, context_of(name))
+        assert chosen.shape == (len(records), consortium.MEDICATIONS) and chosen.dtype == torch.bool
+        if scores is not None:
+            assert scores.shape == chosen.shape
+            assert scores.dtype == torch.float32 and not scores.requires_grad
+            assert bool(((scores >= 0) & (scores <= 1)).all())
 
 
 @every_method
-def test_probabilities_of_a_record_do_not_depend_on_its_neighbours_or_its_medications(name: str) -> None:
+def test_answer_for_a_record_does_not_depend_on_its_neighbours_or_its_medications(name: str) -> None:
     fitted, context = fit(name), context_of(name)
     records = part(name, SPLIT.test)
-    together = method(name).probabilities(fitted.tensors, records, context)
+    together = answer(name, fitted.tensors, records, context)
     unknown = replace(records, medications=CodeSets.of([[]] * len(records)))
     for i in range(len(records)):
-        alone = method(name).probabilities(fitted.tensors, unknown.select(torch.tensor([i])), context)
+        alone = answer(name, fitted.tensors, unknown.select(torch.tensor([i])), context)
         assert torch.allclose(alone[0], together[i], rtol=0, atol=1e-6)
 
 
@@ -141,7 +154,7 @@ def test_fit_learns(name: str) -> None:
         assert losses(fitted)[-1] < losses(fitted)[0]
     else:
         train = part(name, SPLIT.train)
-        found = method(name).probabilities(fitted.tensors, train, context_of(name))
+        found = answer(name, fitted.tensors, train, context_of(name))
         labels = train.medications.multi_hot(consortium.MEDICATIONS)
         assert float(((found - labels) ** 2).mean()) < 0.25
 
@@ -153,20 +166,20 @@ def test_fitted_tensors_when_saved_and_loaded_answer_the_same(name: str, tmp_pat
     tensors, about = checkpoint.load(tmp_path / "one.safetensors")
     assert about == fitted.about
     records = part(name, SPLIT.test)
-    answers = [method(name).probabilities(of, records, context_of(name)) for of in (fitted.tensors, tensors)]
+    answers = [answer(name, of, records, context_of(name)) for of in (fitted.tensors, tensors)]
     assert torch.equal(answers[0], answers[1])
 
 
 @every_method
-def test_fit_leaves_the_pretrained_encoder(name: str) -> None:
+def test_fit_leaves_the_pretrained_part(name: str) -> None:
     context = context_of(name)
-    if context.encoder is None:
-        pytest.skip("adapts no encoder")
-    before = {of: tensor.clone() for of, tensor in context.encoder.state_dict().items()}
+    if context.part is None:
+        pytest.skip("adapts no pretraining")
+    before = {of: tensor.clone() for of, tensor in context.part.state_dict().items()}
     fitted = fit(name, context)
-    method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context)
-    assert_same_tensors(dict(context.encoder.state_dict()), before)
-    assert all(p.grad is None for p in context.encoder.parameters())
+    answer(name, fitted.tensors, part(name, SPLIT.test), context)
+    assert_same_tensors(dict(context.part.state_dict()), before)
+    assert all(p.grad is None for p in context.part.parameters())
 
 
 @every_method
@@ -210,7 +223,7 @@ def test_fit_without_validation_records_keeps_its_last_epoch(name: str) -> None:
 def test_fit_of_one_training_record_is_finite(name: str) -> None:
     one = part(name, SPLIT.train).select(torch.tensor([0]))
     fitted = method(name).fit(one, part(name, SPLIT.validation), context_of(name))
-    found = method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context_of(name))
+    found = answer(name, fitted.tensors, part(name, SPLIT.test), context_of(name))
     assert bool(torch.isfinite(found).all())
 
 
@@ -219,7 +232,7 @@ def test_fit_of_no_training_record_is_finite(name: str) -> None:
     """A hospital of one record has no training record: int(0.8) is 0. Its result is defined, whatever it is."""
     none = part(name, SPLIT.train).select(torch.tensor([], dtype=torch.int64))
     fitted = method(name).fit(none, part(name, SPLIT.validation), context_of(name))
-    found = method(name).probabilities(fitted.tensors, part(name, SPLIT.test), context_of(name))
+    found = answer(name, fitted.tensors, part(name, SPLIT.test), context_of(name))
     assert bool(torch.isfinite(found).all())
 
 
@@ -265,7 +278,7 @@ def test_frequency_is_each_medications_rate_in_all_training_records() -> None:
     train = records_of([1, 1, 2, 2, 2], [[0], [0, 2], [0], [], [2]])
     context = replace(context_of("frequency"), medications=3)
     fitted = method("frequency").fit(train, train, context)
-    found = method("frequency").probabilities(fitted.tensors, train, context)
+    found = answer("frequency", fitted.tensors, train, context)
     assert torch.allclose(found, torch.tensor([[3 / 5, 0, 2 / 5]] * 5))
 
 
@@ -286,7 +299,7 @@ def test_hospital_frequency_is_shrunk_by_the_k_that_validation_chooses(
     fitted = method("hospital-frequency").fit(train, records_of([1], [[validated]]), context)
     assert fitted.about["k"] == k
     # hospital 5 has no training record: it gets the consortium's rates
-    found = method("hospital-frequency").probabilities(fitted.tensors, records_of([2, 1, 5], [[], [], []]), context)
+    found = answer("hospital-frequency", fitted.tensors, records_of([2, 1, 5], [[], [], []]), context)
     assert torch.allclose(found, torch.tensor([second, first, (0.1, 0.9)]))
 
 
@@ -315,5 +328,5 @@ def test_hospital_frequency_of_the_consortium_is_its_formula() -> None:
             for m in range(consortium.MEDICATIONS)
         ]
         records = SPLIT.test.of_hospital(hospital)
-        found = method("hospital-frequency").probabilities(fitted.tensors, records, context_of("hospital-frequency"))
+        found = answer("hospital-frequency", fitted.tensors, records, context_of("hospital-frequency"))
         assert found[0].tolist() == pytest.approx(expected, abs=1e-6)

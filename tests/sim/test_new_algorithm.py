@@ -25,7 +25,7 @@ from server.rounds import _Rounds
 from shared_model import checkpoint
 from shared_model.algorithms import algorithms
 from shared_model.files import read_json
-from shared_model.pretraining import PretrainingNetwork
+from shared_model.pretrainings.tempt import PretrainingNetwork
 from sim.cli import run as tempt
 from tests.server.federations import initial_tensors
 from tests.server.test_rounds import INITIAL, Made, rising

@@ -17,6 +17,7 @@ from shared_model.errors import TemptError
 from shared_model.files import read_json
 from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
+from shared_model.recommendation import Context, Recommended, above_threshold
 from shared_model.vocabulary import write_vocabulary
 from sim.cli import run as tempt
 from sim.recommend import recommend
@@ -163,10 +164,10 @@ def test_recommend_of_a_probability_at_the_threshold_is_not_above_it(
 ) -> None:
     """As the metrics count it: float32's 0.3 is a double above 0.3."""
 
-    def at_threshold(*_: object) -> torch.Tensor:
-        return torch.full((1, len(VOCABULARY.medications)), 0.3)
+    def at_threshold(tensors: object, records: object, context: Context) -> Recommended:
+        return above_threshold(torch.full((1, len(VOCABULARY.medications)), 0.3), context)
 
-    stub = SimpleNamespace(SCOPE="hospital", probabilities=at_threshold)
+    stub = SimpleNamespace(SCOPE="hospital", answer=at_threshold)
     monkeypatch.setattr("sim.recommend.method", lambda name: stub)
     answer = recommend(run, "tempt", 42, 8, [VOCABULARY.diagnoses[3]], [VOCABULARY.procedures[5]])
     assert not any(of.recommended for of in answer)

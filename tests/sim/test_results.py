@@ -14,7 +14,7 @@ from shared_model.fitting import PRETRAINING
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.results import write_results
 from shared_model.settings import Settings
-from sim.methods import method, method_names
+from sim.methods import method, method_names, needs
 from sim.results import table
 from sim.units import FitUnit, Plan
 
@@ -45,6 +45,10 @@ def fits(model: str, seed: int, by_hospital: dict[int, dict[str, float]], **more
     }
 
 
+def rows(*models: str) -> dict[str, str | None]:
+    return {name: needs(name) for name in models}
+
+
 def pretraining(seed: int) -> dict[FitUnit, dict[str, Any]]:
     return {FitUnit(PLAN, PRETRAINING, seed, WHOLE_CONSORTIUM): {"hospital": 0, "seconds": {"fit": 60.0}}}
 
@@ -56,13 +60,13 @@ def results_of(tmp_path: Path, tempt: list[float], frequency: list[float]) -> di
     for seed, ours, theirs in zip(seeds, tempt, frequency, strict=True):
         done |= pretraining(seed) | fits("tempt", seed, {3: measured(ours)})
         done |= fits("frequency", seed, {3: measured(theirs)})
-    return write_results(tmp_path, ABOUT, done, ["frequency", "tempt"], seeds)
+    return write_results(tmp_path, ABOUT, done, rows("frequency", "tempt"), seeds)
 
 
 def test_results_of_a_seed_are_means_over_hospitals_and_over_records(tmp_path: Path) -> None:
     hospitals = {10: measured(0.4, 1), 9: measured(0.8, 3), 21: measured(0.0, 0)}
     done = pretraining(42) | fits("tempt", 42, hospitals, of_10={"selected": "last epoch"})
-    content = write_results(tmp_path, ABOUT, done, ["tempt"], [42])
+    content = write_results(tmp_path, ABOUT, done, rows("tempt"), [42])
     seed = content["models"]["tempt"]["seeds"]["42"]
     assert list(seed["hospitals"]) == ["9", "10", "21"]
     assert seed["hospitals"]["10"] == measured(0.4, 1)
@@ -79,7 +83,7 @@ def test_results_of_a_seed_are_means_over_hospitals_and_over_records(tmp_path: P
 
 def test_results_of_a_baseline_have_no_pretraining(tmp_path: Path) -> None:
     done = fits("frequency", 42, {3: measured(0.5), 8: measured(0.7)})
-    seed = write_results(tmp_path, ABOUT, done, ["frequency"], [42])["models"]["frequency"]["seeds"]["42"]
+    seed = write_results(tmp_path, ABOUT, done, rows("frequency"), [42])["models"]["frequency"]["seeds"]["42"]
     assert seed["seconds"] == {"training": 5.0, "evaluation": 0.5}
     assert "last_epoch_for_want_of_validation_records" not in seed
 
@@ -123,7 +127,7 @@ def test_table_when_printed_fits_80_columns(tmp_path: Path, seeds: int) -> None:
         done |= pretraining(seed)
         for place, name in enumerate(method_names()):
             done |= fits(name, seed, {3: measured(0.5 + 0.01 * place + 0.003 * seed * seed * (place + 1) % 0.4)})
-    content = write_results(tmp_path, ABOUT, done, method_names(), list(range(seeds)))
+    content = write_results(tmp_path, ABOUT, done, rows(*method_names()), list(range(seeds)))
     lines = table(content)
     assert max(map(len, lines)) <= 80
     for name in method_names():
@@ -137,7 +141,7 @@ def test_table_when_printed_fits_80_columns(tmp_path: Path, seeds: int) -> None:
 
 def test_table_of_hand_made_numbers_line_by_line(tmp_path: Path) -> None:
     done = pretraining(42) | fits("tempt", 42, {3: measured(0.5)}) | fits("frequency", 42, {3: measured(0.25)})
-    lines = table(write_results(tmp_path, ABOUT, done, ["frequency", "tempt"], [42]))
+    lines = table(write_results(tmp_path, ABOUT, done, rows("frequency", "tempt"), [42]))
     assert [line.split() for line in lines if line.startswith(("Freq", "TEMPT"))] == [
         ["Frequency", "0.2500", "-", "0.1250", "-", "0.0625", "-", "-"],
         ["TEMPT", "0.5000", "0.5468", "0.2500", "0.3318", "0.1250", "0.4790", "-"],

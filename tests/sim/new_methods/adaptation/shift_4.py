@@ -12,10 +12,11 @@ from shared_model.randomness import Dropout
 from shared_model.recommendation import (
     Context,
     Fitted,
+    Recommended,
     Recommender,
     fit_recommender,
     head_of,
-    kept_probabilities,
+    kept_answer,
     record_sets,
 )
 from shared_model.records import CodeSets, RecordSet
@@ -23,14 +24,15 @@ from shared_model.records import CodeSets, RecordSet
 TITLE = "TEMPT (shift-4)"
 PAPER: dict[str, tuple[float, float | None]] = {}
 SCOPE = "hospital"
+NEEDS = "tempt"
 
 
 def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.tuning, context, "shift-4")
 
 
-def probabilities(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Tensor:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 class _Shifted(nn.Module):
@@ -55,7 +57,7 @@ def build(context: Context) -> Recommender:
     module = _Shifted(context).to(context.device)
     frozen = FrozenEncoder(context.pretrained)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Tensor:
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
         return module(frozen(record_sets(diagnoses, procedures, context.rows)))
 
     return Recommender(module, represent, module.head)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shared_model.batching import FIRST_DIAGNOSIS, code_tokens
 from shared_model.randomness import Dropout
-from shared_model.recommendation import Context, Fitted, Recommender, fit_recommender, head_of, kept_probabilities
+from shared_model.recommendation import Context, Fitted, Recommended, Recommender, fit_recommender, head_of, kept_answer
 from shared_model.records import CodeSets, RecordSet
 
 TITLE = "Bag 3"
@@ -21,8 +21,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return fit_recommender(build(context), train, validation, context.settings.training, context, "bag-3")
 
 
-def probabilities(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Tensor:
-    return kept_probabilities(build(context), tensors, records, context)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return kept_answer(build(context), tensors, records, context)
 
 
 class _Bag(nn.Module):
@@ -37,7 +37,7 @@ class _Bag(nn.Module):
 def build(context: Context) -> Recommender:
     module = _Bag(context)
 
-    def represent(diagnoses: CodeSets, procedures: CodeSets, dropout: Dropout | None) -> Tensor:
+    def represent(diagnoses: CodeSets, procedures: CodeSets, hospital: Tensor, dropout: Dropout | None) -> Tensor:
         tokens = (code_tokens(diagnoses, FIRST_DIAGNOSIS), code_tokens(procedures, context.rows.first_procedure))
         return module.after(torch.cat([module.codes(of.codes, of.offsets[:-1]) for of in tokens]))
 

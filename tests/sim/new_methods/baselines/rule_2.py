@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shared_model.metrics import average_precision
 from shared_model.randomness import generator
-from shared_model.recommendation import Context, Fitted
+from shared_model.recommendation import Context, Fitted, Recommended, above_threshold
 from shared_model.records import RecordSet
 
 TITLE = "Rule 2"
@@ -27,8 +27,8 @@ def fit(train: RecordSet, validation: RecordSet, context: Context) -> Fitted:
     return Fitted({"table": tables[power].clamp(0, 1)}, about={"power": power})
 
 
-def probabilities(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Tensor:
-    return tensors["table"].expand(len(records), -1)
+def answer(tensors: Mapping[str, Tensor], records: RecordSet, context: Context) -> Recommended:
+    return above_threshold(tensors["table"].expand(len(records), -1), context)
 
 
 def _score(table: Tensor, validation: RecordSet, context: Context) -> float:
