@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from hospital_client.preparation_options import PreparationOptions
 from server.federation_settings import FederationSettings
@@ -29,7 +29,7 @@ class Request:
         data: a directory of raw eICU tables or of a dataset; a small synthetic consortium is made up without.
         out: the run directory; `runs/` and the mode without.
         models: rows of the table, in order; all that the mode has without.
-        settings: what differs from the preset, such as {"tuning.epochs": 5}.
+        settings: what differs from the preset, such as {"tuning.epochs": "5"}.
         device: "auto", "cpu", "cuda" or "cuda:N".
         hospitals: the hospitals that take part, all of the dataset's if None.
         resume: go on with the run that is in the directory.
@@ -54,7 +54,7 @@ class Request:
     out: Path | None = None
     models: tuple[str, ...] = ()
     preset: str = "paper"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (42,)
     device: str = "auto"
     hospitals: tuple[int, ...] | None = None
