@@ -170,11 +170,18 @@ def test_run_goes_on_replaces_and_refuses_as_it_is_asked_to(data: Path, centrali
     assert read_json(tmp_path / "run" / "config.json")["seeds"] == [43]
 
 
-def test_results_of_runs_beside_come_in_their_order(data: Path, centralized: Path, tmp_path: Path) -> None:
+def test_federation_has_its_rounds_in_its_config_and_runs_beside_in_their_order(
+    data: Path, centralized: Path, tmp_path: Path
+) -> None:
     run(asked("local", data, tmp_path / "local"))
     request = asked("federated", data, tmp_path / "federated")
     results = run(replace(request, beside=(tmp_path / "local", centralized)))
     assert [content["mode"] for content in (*results.beside, results.content)] == ["local", "centralized", "federated"]
+    config = read_json(tmp_path / "federated" / "config.json")
+    assert (config["federation"], config["engine"]) == (ROUNDS.model_dump(), "inprocess")
+    other = ROUNDS.model_copy(update={"quorum": 1.0})
+    with pytest.raises(TemptError, match=r"the run has federation\.quorum=0\.5, this command 1\.0"):
+        run(replace(request, federation=other, resume=True))
 
 
 # ------------------------------------------------------------------------------------------------ what is decided
