@@ -80,6 +80,19 @@ def hospitals_left_out(report: Report) -> int:
     return before.hospitals - after.hospitals
 
 
+def left_out_note(report: Report) -> str | None:
+    """What to say where hospitals have too few records; None where all are kept."""
+    left_out = hospitals_left_out(report)
+    if not left_out:
+        return None
+    have, it = ("hospitals have", "them") if left_out > 1 else ("hospital has", "it")
+    were = "were" if left_out > 1 else "was"
+    return (
+        f"note: {left_out} {have} fewer than {report.options.min_records} records and {were} left out; "
+        f"a smaller --min-records keeps {it}"
+    )
+
+
 def make_report(extraction: Extraction, options: PreparationOptions, sources: dict[str, str]) -> Report:
     """The report on records that were just extracted."""
     dataset = extraction.dataset

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shared_model.errors import TemptError
 from shared_model.files import write_text
@@ -21,59 +21,32 @@ from shared_model.results import AnyFit, Fit, write_results
 from shared_model.run_directory import versions
 from shared_model.settings import Settings
 from shared_model.shipped_code import code_files
-from sim.display import Display
+from sim.listener import Listener
 from sim.methods import method, needs
+from sim.request import Resolved
 from sim.units import FitUnit, Plan, fit_unit
 from sim.workers import run_units
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a run of independent fits is asked for.
-
-    Attributes:
-        data: the directory as the user named it.
-        preparation: the options that made the dataset, if the run prepared its own.
-        device: "cpu", "cuda" or "cuda:N".
-        jobs: threads in all; the results do not depend on it.
-        threads: of a fit on the whole consortium; the results' last bits depend on it.
-        hospitals: the hospitals that take part, all of the dataset's if None.
-    """
-
-    mode: Literal["centralized", "local", "federated"]
-    run: Path
-    data: str
-    preparation: Mapping[str, Any] | None
-    settings: Settings
-    preset: str
-    models: tuple[str, ...]
-    seeds: tuple[int, ...]
-    device: str
-    jobs: int
-    threads: int
-    save_scores: bool
-    hospitals: tuple[int, ...] | None
-    command: tuple[str, ...]
-
-
-def config_of(request: Request, dataset: Dataset, sources: Mapping[str, str]) -> dict[str, Any]:
+def config_of(asked: Resolved, dataset: Dataset, sources: Mapping[str, str]) -> dict[str, Any]:
     """The content of `config.json`; `sources` are the raw tables' digests, if the run prepared its own dataset."""
+    request = asked.request
     return {
         "format": 1,
         "mode": request.mode,
-        "data": request.data,
+        "data": "" if request.data is None else str(request.data),
         "dataset": {
             "digest": dataset.digest,
             "vocabulary": dataset.vocabulary.digest,
             "sources": dict(sources),
-            "preparation": request.preparation,
+            "preparation": None if asked.preparation is None else asked.preparation.model_dump(),
         },
         "preset": request.preset,
-        "settings": request.settings.model_dump(mode="json"),
-        "models": list(request.models),
+        "settings": asked.settings.model_dump(mode="json"),
+        "models": list(asked.models),
         "seeds": list(request.seeds),
-        "hospitals": None if request.hospitals is None else list(request.hospitals),
-        "device": request.device,
+        "hospitals": None if asked.hospitals is None else list(asked.hospitals),
+        "device": asked.device,
         "threads": request.threads,
         "save_scores": request.save_scores,
         "command": list(request.command),
@@ -111,38 +84,38 @@ def restricted(dataset: Dataset, hospitals: Sequence[int] | None) -> Dataset:
     return dataset.of_hospitals(hospitals)
 
 
-def simulate(request: Request, directory: Path, dataset: Dataset, display: Display) -> dict[str, Any]:
+def simulate(asked: Resolved, dataset: Dataset, listener: Listener) -> dict[str, Any]:
     """Do every fit of a run directory that is not done yet, and return the content of `results.json`.
 
     Args:
-        directory: of the dataset, for the processes that fit.
-        dataset: the same, restricted to the run's hospitals.
+        dataset: of the run, restricted to its hospitals.
 
     Raises:
         TemptError: the run directory holds a damaged file.
     """
-    plan = plan_of(request, directory, dataset)
-    units = [unit for seed in request.seeds for unit in _units(plan, request.models, seed, dataset.records.hospitals)]
+    seeds = asked.request.seeds
+    plan = plan_of(asked, dataset)
+    units = [unit for seed in seeds for unit in _units(plan, asked.models, seed, dataset.records.hospitals)]
     done: dict[FitUnit, dict[str, Any]] = {unit: result for unit in units if (result := unit.files.read()) is not None}
-    history = History(request.run / "history.jsonl")
+    history = History(asked.run / "history.jsonl")
     history.rewrite(done)
 
     def on_event(unit: FitUnit, row: dict[str, Any]) -> None:
         history.append(unit, row)
-        display.epoch(label_of(unit), row)
+        listener.epoch(label_of(unit), row)
 
     def on_done(unit: FitUnit, result: dict[str, Any]) -> None:
         done[unit] = result
-        display.advance(label_of(unit))
+        listener.advance(label_of(unit))
 
     def run(wanted: list[FitUnit]) -> None:
-        run_units(wanted, fit_unit, jobs=request.jobs, done=set(done), on_event=on_event, on_done=on_done)
+        run_units(wanted, fit_unit, jobs=asked.jobs, done=set(done), on_event=on_event, on_done=on_done)
 
     trials = []
-    if request.settings.tuning.selection == "common":
+    if asked.settings.tuning.selection == "common":
         trials = [replace(unit, trial=True) for unit in units if unit.is_tuned]
         done.update({trial: result for trial in trials if (result := trial.files.read()) is not None})
-    display.begin(len(units) + len(trials), len(done))
+    listener.begin(len(units) + len(trials), len(done))
     needed = {unit.needs for unit in done}
     run([unit for unit in units if unit in needed and unit not in done])
     for unit in [unit for unit in done if not _stands(unit, done)]:
@@ -152,8 +125,8 @@ def simulate(request: Request, directory: Path, dataset: Dataset, display: Displ
     run(units)
     history.rewrite(done)
     final = {unit: done[unit] for unit in [*units, *trials]}
-    rows = {name: needs(name) for name in request.models}
-    return write_results(request.run, about_of(request, dataset), final, rows, request.seeds)
+    rows = {name: needs(name) for name in asked.models}
+    return write_results(asked.run, about_of(asked, dataset), final, rows, seeds)
 
 
 def _stands(unit: FitUnit, done: Mapping[FitUnit, Mapping[str, Any]]) -> bool:
@@ -162,32 +135,32 @@ def _stands(unit: FitUnit, done: Mapping[FitUnit, Mapping[str, Any]]) -> bool:
     return digest is None or digest == done[unit]["stands_on"]
 
 
-def plan_of(request: Request, directory: Path, dataset: Dataset) -> Plan:
+def plan_of(asked: Resolved, dataset: Dataset) -> Plan:
     """What all units of a run have in common."""
     return Plan(
-        run=request.run,
-        dataset=directory,
-        settings=request.settings,
-        device=request.device,
-        threads=request.threads,
-        save_scores=request.save_scores,
-        hospitals=request.hospitals,
-        alone=request.mode == "local",
+        run=asked.run,
+        dataset=asked.dataset,
+        settings=asked.settings,
+        device=asked.device,
+        threads=asked.request.threads,
+        save_scores=asked.request.save_scores,
+        hospitals=asked.hospitals,
+        alone=asked.request.mode == "local",
         digest=dataset.digest,
     )
 
 
-def about_of(request: Request, dataset: Dataset) -> dict[str, Any]:
+def about_of(asked: Resolved, dataset: Dataset) -> dict[str, Any]:
     """The head of `results.json`."""
     return {
-        "mode": request.mode,
+        "mode": asked.request.mode,
         "dataset": {
             "digest": dataset.digest,
-            "split_digests": split_digests(dataset, request.seeds),
+            "split_digests": split_digests(dataset, asked.request.seeds),
             "records": len(dataset.records),
             "hospitals": len(dataset.records.hospitals),
         },
-        "command": list(request.command),
+        "command": list(asked.request.command),
         "versions": versions(),
     }
 

@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from shared_model.errors import printable
 from shared_model.lines import say
+from sim.listener import Listener
 
 _LINE_SECONDS = 5.0
 
 
-class Display:
+class Display(Listener):
     """Progress over the fits of a run."""
 
     def __init__(self) -> None:

@@ -7,7 +7,6 @@ and who averages differs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -20,39 +19,32 @@ from shared_model.fitting import PRETRAINING, FitFiles
 from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.records import Dataset
 from shared_model.results import FitName, write_results
-from sim.centralized import History, Request, about_of
-from sim.display import Display
+from sim.centralized import History, about_of
 from sim.engines import play
+from sim.listener import Listener
 from sim.methods import needs
+from sim.request import Resolved
 
 
-def simulate(
-    request: Request,
-    federation: FederationSettings,
-    directory: Path,
-    dataset: Dataset,
-    display: Display,
-    *,
-    engine: str = "inprocess",
-    ray_address: str | None = None,
-) -> dict[str, Any]:
+def simulate(asked: Resolved, federation: FederationSettings, dataset: Dataset, listener: Listener) -> dict[str, Any]:
     """Do every phase of a run directory that is not done yet, and return the content of `results.json`.
 
     Raises:
         TooFewHospitals: a round or the tuning ended below the quorum.
         TemptError: the run directory holds a damaged file.
     """
-    history = History(request.run / "history.jsonl")
+    request = asked.request
+    history = History(asked.run / "history.jsonl")
     done: dict[FitName, dict[str, Any]] = {}
     about: dict[str, Any] = {}
     hospitals = dataset.records.hospitals
-    run, data = request.run.absolute(), directory.absolute()  # workers may be elsewhere
+    run, data = asked.run.absolute(), asked.dataset.absolute()  # workers may be elsewhere
     whole = Federation(
         run=run,
         vocabulary=dataset.vocabulary,
-        settings=request.settings,
+        settings=asked.settings,
         federation=federation,
-        models=request.models,
+        models=asked.models,
         save_scores=request.save_scores,
         expected=len(hospitals),
         least=len(hospitals),
@@ -61,35 +53,35 @@ def simulate(
 
     def on_round(fit: FitName, row: dict[str, Any]) -> None:
         history.append(fit, row)
-        display.epoch(f"federated pretraining, seed {fit.seed}", row)
+        listener.epoch(f"federated pretraining, seed {fit.seed}", row)
 
     def work(grid: Grid) -> None:
         for seed in request.seeds:
-            results, about[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=display.advance)
+            results, about[str(seed)] = whole.seed(grid, seed, on_round=on_round, on_done=listener.advance)
             done.update(results)
 
     kept = {}  # of runs that ended before: the rounds and fits that stand
     for seed in request.seeds:
-        for model in (PRETRAINING, *request.models):
+        for model in (PRETRAINING, *asked.models):
             for hospital in [WHOLE_CONSORTIUM] if model == PRETRAINING else hospitals:
                 files = FitFiles.of(run, seed, model, hospital)
                 rows = files.read() or ({"history": rounds_of(files)} if model == PRETRAINING else None)
                 if rows is not None:
                     kept[FitName(model, seed, hospital)] = rows
     history.rewrite(kept)
-    display.begin(len(request.seeds) * (1 + len(hospitals)), 0)
+    listener.begin(len(request.seeds) * (1 + len(hospitals)), 0)
     play(
-        engine,
-        [Place(data, hospital, run, request.device, request.threads) for hospital in hospitals],
+        request.engine,
+        [Place(data, hospital, run, asked.device, request.threads) for hospital in hospitals],
         work,
-        request.jobs,
-        ray_address,
+        asked.jobs,
+        request.ray_address,
     )
     for fit in done:  # the same numbers, and the epochs, which a hospital does not tell
         done[fit] = FitFiles.of(run, fit.seed, fit.model, fit.hospital).read() or done[fit]
     history.rewrite(done)
-    head = about_of(request, dataset) | {"federation": federation.model_dump() | {"seeds": about}}
-    return write_results(request.run, head, done, {name: needs(name) for name in request.models}, request.seeds)
+    head = about_of(asked, dataset) | {"federation": federation.model_dump() | {"seeds": about}}
+    return write_results(asked.run, head, done, {name: needs(name) for name in asked.models}, request.seeds)
 
 
 def rounds_table(content: Mapping[str, Any]) -> list[str]:

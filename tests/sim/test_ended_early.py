@@ -112,7 +112,7 @@ def interrupts(*arguments: object, **more: object) -> None:
     ("where", "words"),
     [
         ("sim.centralized.check_settings", "interrupted; nothing was written"),
-        ("shared_model.vocabulary.write_vocabulary", "interrupted; nothing was written"),
+        ("sim.runs.write_vocabulary", "interrupted; nothing was written"),
         ("sim.centralized.simulate", "interrupted; what is finished is kept, go on with: tempt simulate centralized "),
     ],
 )

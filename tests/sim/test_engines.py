@@ -12,6 +12,7 @@ import torch
 from hospital_client.app import Place
 from sim import engines
 from sim.commands import simulate
+from sim.request import Resolved
 from sim.workers import usable_cores
 from tests.sim import consortium
 
@@ -62,8 +63,8 @@ def test_jobs_without_a_choice_are_the_cores_and_no_fewer_than_threads(
     class Stop(Exception):
         pass
 
-    def stop(request: Any, *_: object) -> None:
-        found.append((request.jobs, request.threads))
+    def stop(asked: Resolved, *_: object) -> None:
+        found.append((asked.jobs, asked.request.threads))
         raise Stop
 
     monkeypatch.setattr("sim.centralized.simulate", stop)
