@@ -35,10 +35,11 @@ class Request:
         resume: go on with the run that is in the directory.
         force: replace the run that is in the directory.
         save_scores: keep every test record's labels and scores.
-        jobs: threads in all, on which no result depends; the machine's cores if None.
+        jobs: threads in all, on which no result depends; if None the machine's cores, or 1 on a GPU.
         threads: of a fit on the whole consortium, or of a hospital in a federation; the results' last bits depend on
             it.
-        preparation: how raw tables become the run's dataset.
+        preparation: how raw tables become the run's dataset; of the small consortium a hospital needs 50 records,
+            unless `min_records` is given.
         federation: how its rounds are run, in the mode "federated"; the defaults if None.
         engine: "inprocess" or "ray".
         ray_address: of a cluster that sees the same files; one on this machine without.

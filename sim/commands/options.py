@@ -27,7 +27,7 @@ class Preparation:
     split_by_patient: Annotated[
         bool, typer.Option("--split-by-patient", help="Keep a patient's stays in one part of the split.")
     ] = False
-    observation_window_hours: Annotated[
+    observation_window: Annotated[
         float | None,
         typer.Option("--observation-window", min=0, help="Leave out codes entered later, in hours after admission."),
     ] = None
@@ -48,8 +48,10 @@ class Preparation:
 
         from hospital_client.preparation_options import PreparationOptions
 
+        values = asdict(self)
+        values["observation_window_hours"] = values.pop("observation_window")
         try:
-            return PreparationOptions(**{name: value for name, value in asdict(self).items() if value is not None})
+            return PreparationOptions(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             mistakes = (f"{option_of(str(of['loc'][0]))}={of['input']}: {of['msg']}" for of in error.errors())
             raise TemptError("; ".join(mistakes)) from None
