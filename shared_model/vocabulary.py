@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -81,15 +81,25 @@ class Vocabulary:
         """Where a code stands in its list.
 
         Raises:
-            TemptError: the vocabulary lacks the code; the message names the nearest that it has.
+            TemptError: the vocabulary lacks the code; the message names the nearest that it has, if one is near.
         """
         positions = self._positions[modality]
         found = positions.get(code.strip())
         if found is None:
-            near = get_close_matches(code, positions, n=1, cutoff=0.0)
-            hint = f"; the nearest is '{printable(near[0])}'" if near else ""
+            near = _nearest(code.strip(), positions)
+            hint = f"; the nearest is '{printable(near)}'" if near is not None else ""
             raise TemptError(f"{modality}: the vocabulary has no code '{printable(code)}'{hint}")
         return found
+
+
+def _nearest(code: str, known: Iterable[str]) -> str | None:
+    """The same in other letters (A, a), else the shortest that has this text in it, else one that is spelled alike."""
+    folded = {name.casefold(): name for name in known}
+    found = code.casefold()
+    if len(found) > 2 and (longer := [text for text in folded if found in text]):
+        return folded[min(longer, key=len)]
+    near = get_close_matches(found, folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else None
 
 
 def _of_type(kind: type[_Code], content: Mapping[str, Any], name: str, *, again: bool = False) -> tuple[_Code, ...]:

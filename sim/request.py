@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,10 @@ def _check_places(request: Request, run: Path) -> None:
     if request.force and request.data is not None and real(request.data).is_relative_to(real(run)):
         raise TemptError(f"--out {run} --force: would delete {request.data}, which is to be read; name another --out")
     check_named(run, request.beside, force=request.force)
+    if request.data is not None and not os.path.lexists(request.data):
+        raise TemptError(
+            f"--data {request.data}: no such directory; expected raw eICU tables, or a dataset of `tempt prepare`"
+        )
 
 
 def _preparation(request: Request) -> PreparationOptions | None:

@@ -53,7 +53,7 @@ def check_beside(runs: Mapping[Path, Mapping[str, Any]], split_digests: Mapping[
             seeds = ", ".join(theirs) or "none"
             raise TemptError(
                 f"--beside {run}: stands on other records or seeds (its seeds: {seeds}); "
-                "make it from the same --data with the same --seeds"
+                "make it from the same --data with the same --seeds and --hospitals"
             )
         for name, model in content["models"].items():
             method(name)

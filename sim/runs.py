@@ -18,6 +18,7 @@ from hospital_client.preparation import prepare, source_digests
 from hospital_client.preparation_options import PreparationOptions
 from hospital_client.preparation_report import left_out_note
 from shared_model import begun, run_directory
+from shared_model.errors import TemptError, printable
 from shared_model.records import Dataset, about_dataset, read_dataset
 from shared_model.vocabulary import write_vocabulary
 from sim import centralized
@@ -57,6 +58,8 @@ def run(request: Request, listener: Listener | None = None) -> Results:
         run_directory.create(asked.run, lambda place: _fill(place, asked, others, listener), force=request.force)
     with run_directory.held(asked.run):
         begun.begin()
+        if request.resume:
+            _check_source(asked)
         dataset = _read(asked.dataset, asked)
         if request.resume:
             _check_resumed(asked, dataset, others)
@@ -82,6 +85,16 @@ def _fill(place: Path, asked: Resolved, others: Mapping[Path, Mapping[str, Any]]
     check_beside(others, _splits(asked, dataset))  # before an older run is replaced
     write_vocabulary(place / run_directory.VOCABULARY, dataset.vocabulary)
     return _config(asked, dataset, _sources(own))
+
+
+def _check_source(asked: Resolved) -> None:
+    """Refuse to go on without what the records came from, where the run has none of its own."""
+    kept = run_directory.config_of(asked.run).get("data")
+    if kept and asked.request.data is None and not (asked.dataset / "dataset.json").is_file():
+        raise TemptError(
+            f"{asked.run}: the run was begun with --data {printable(kept)}, this command has none; "
+            "resume with the same options"
+        )
 
 
 def _check_resumed(asked: Resolved, dataset: Dataset, others: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_position_of_an_unknown_code_names_the_nearest() -> None:
     )
     with pytest.raises(TemptError, match="the nearest is 'renal"):
         VOCABULARY.position("procedures", "renal|dialysis")
+
+
+@pytest.mark.parametrize(
+    ("code", "near"),
+    [("RENAL|Dialysis|hemodialysis", "renal|dialysis|hemodialysis"), ("hemodialysis", "renal|dialysis|hemodialysis")],
+)
+def test_position_of_a_code_in_other_letters_or_of_a_part_of_one_names_it(code: str, near: str) -> None:
+    with pytest.raises(TemptError, match=f"the nearest is '{re.escape(near)}'"):
+        VOCABULARY.position("procedures", code)
+
+
+def test_position_of_a_code_that_none_is_near_names_none() -> None:
+    with pytest.raises(TemptError) as error:
+        VOCABULARY.position("procedures", "xyz")
+    assert str(error.value) == "procedures: the vocabulary has no code 'xyz'"
 
 
 def test_position_in_an_empty_list_is_an_error_without_a_nearest() -> None:

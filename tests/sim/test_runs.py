@@ -22,7 +22,7 @@ from sim.methods import Mode
 from sim.request import Request, resolved
 from sim.runs import run
 from tests.sim import consortium
-from tests.sim.command import Capture, unchanged
+from tests.sim.command import Capture, mistake, unchanged
 from tests.sim.consortium import assert_same, assigned, fingerprint
 
 MODELS = ("tempt", "finetune-freeze")
@@ -206,6 +206,7 @@ def test_fewer_records_are_enough_for_the_small_consortium_alone_unless_said(
     tmp_path: Path, raw: str | None, chosen: dict[str, Any], least: int
 ) -> None:
     preparation = PreparationOptions(**chosen)
+    (tmp_path / "raw").mkdir()
     found = resolved(Request("local", data=tmp_path / raw if raw else None, preparation=preparation)).preparation
     assert found == PreparationOptions(**(chosen | {"min_records": least}))
 
@@ -216,3 +217,20 @@ def test_request_that_contradicts_itself_can_not_be_made() -> None:
     for more in ({"federation": ROUNDS}, {"engine": "ray"}, {"ray_address": "auto"}):
         with pytest.raises(TemptError, match="mode=local: has no federation, engine or ray_address"):
             Request("local", **more)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_dataset_was_named_is_not_gone_on_with_without_it(
+    data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run(asked("centralized", data, tmp_path / "run"))
+    words = ["simulate", "centralized", "--out", str(tmp_path / "run"), "--resume"]
+    assert f"the run was begun with --data {data}, this command has none; resume with the same" in mistake(
+        capsys, words
+    )
+
+
+def test_a_place_that_is_not_there_is_told_as_what_was_expected_there(tmp_path: Path, capsys: Capture) -> None:
+    words = ["simulate", "local", "--data", str(tmp_path / "datset"), "--out", str(tmp_path / "run")]
+    line = mistake(capsys, words)
+    assert line.endswith("no such directory; expected raw eICU tables, or a dataset of `tempt prepare`")
+    assert not (tmp_path / "run").exists()
