@@ -9,6 +9,7 @@ import sys
 FEDERATED = {
     "hospital_client.app",
     "hospital_client.in_step",
+    "hospital_client.leaving",
     "server.app",
     "server.exchange",
     "server.federation",

@@ -123,6 +123,14 @@ def rising(hospital: int, number: int) -> float:
     return 0.1 * number
 
 
+def test_a_round_of_fewer_answers_than_its_algorithm_needs_is_below_the_quorum(tmp_path: Path) -> None:
+    """Of two updates a trimmed mean trims none, whatever the quorum is."""
+    grid = Made(step, lambda hospital, number: None if (hospital, number) == (8, 1) else 0.1)
+    words = r"round 2: the updates of 2 of 3 hospitals could be taken, fedtrimmedavg needs 3 \(beta=0\.4\); hospital 8"
+    with pytest.raises(TooFewHospitals, match=words):
+        run(tmp_path, grid, strategy="fedtrimmedavg", options={"beta": 0.4}, quorum=0.5)
+
+
 def test_no_round_is_told_that_was_not_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The score of the last round comes with one message more."""
     caplog.set_level("INFO", "tempt.server")

@@ -14,6 +14,7 @@ from shared_model import checkpoint
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from tests.sim import consortium
+from tests.sim.command import mistake
 from tests.sim.consortium import assert_same, assigned, fingerprint
 
 ONE = "21"  # a hospital that is the whole federation in some tests
@@ -228,13 +229,28 @@ def test_resumed_when_done_works_nothing_again(data: Path, federated: Path, tmp_
 def test_every_strategy_ends_with_finite_tensors_and_a_table(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
-    more = ["--strategy-option", "proximal_mu=0.1"] if strategy == "fedprox" else []
+    needed = {"fedprox": "proximal_mu=0.1", "fedtrimmedavg": "beta=0.25"}  # of four updates, one at each end
+    more = ["--strategy-option", needed[strategy]] if strategy in needed else []
     assert tempt(arguments("federated", data, tmp_path / "run", "--strategy", strategy, *more)) == 0
     assert all(bool(torch.isfinite(tensor).all()) for tensor in encoder(tmp_path / "run").values())
     about = read_json(tmp_path / "run" / "results.json")["federation"]["seeds"]["42"]
     assert about["rounds"] == 2
     assert {h: part["taken"] for h, part in about["hospitals"].items()} == {str(h): [1, 2] for h in consortium.SIZES}
     assert "Rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("strategy", "option", "words"),
+    [
+        ("fedtrimmedavg", "beta=0.2", "with beta=0.2 needs the updates of 5 hospitals, and 4 train in a round"),
+        ("krum", "num_malicious_nodes=1", "with num_malicious_nodes=1 needs the updates of 5 hospitals, and 4 train"),
+    ],
+)
+def test_a_strategy_that_could_not_keep_its_promise_was_a_mean_without_a_word(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str, option: str, words: str
+) -> None:
+    asked = arguments("federated", data, tmp_path / "run", "--strategy", strategy, "--strategy-option", option)
+    assert words in mistake(capsys, asked)
 
 
 def test_median_of_the_updates_is_numpys(data: Path) -> None:
