@@ -230,7 +230,7 @@ def test_a_run_whose_dataset_was_named_is_not_gone_on_with_without_it(
 
 
 def test_a_place_that_is_not_there_is_told_as_what_was_expected_there(tmp_path: Path, capsys: Capture) -> None:
-    words = ["simulate", "local", "--data", str(tmp_path / "datset"), "--out", str(tmp_path / "run")]
+    words = ["simulate", "local", "--data", str(tmp_path / "no dataset"), "--out", str(tmp_path / "run")]
     line = mistake(capsys, words)
     assert line.endswith("no such directory; expected raw eICU tables, or a dataset of `tempt prepare`")
     assert not (tmp_path / "run").exists()
