@@ -80,7 +80,7 @@ def test_command_that_is_ended_at_any_moment_says_so_in_one_line(tmp_path: Path,
         assert line.startswith("interrupted; " if number == signal.SIGINT else "ended by SIGTERM; "), error
         left = [path.name for path in folder.iterdir()]
         assert left == (["raw"] if line.endswith("; what it makes was written whole") else []), line
-    assert statuses[:2] == [130, 143]
+    assert set(statuses) - {own}, "some came before its end, else this tests nothing"
 
 
 def test_command_hears_signals_before_it_imports_anything_large() -> None:
