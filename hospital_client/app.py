@@ -61,15 +61,15 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Place:
+class HospitalConfig:
     """Where a hospital is.
 
     Attributes:
         partition: the dataset directory that holds its records, or its own raw tables.
         folder: what the hospital keeps, in a run directory's layout.
         threads: of torch; the last bits of what it computes depend on them.
-        alone: the folder is this hospital's alone, as in a deployment: so its policy binds, and it also says what the
-            hospital's own models are made with.
+        deployed: the folder is this hospital's alone: so its policy binds, and it also says what the hospital's own
+            models are made with.
         is_raw: the partition is raw tables, from which records are prepared once there is a vocabulary.
         minimum_count: a code that fewer of its stays have is not named, whatever the server asks for.
     """
@@ -79,11 +79,11 @@ class Place:
     folder: Path
     device: str = "cpu"
     threads: int = 1
-    alone: bool = False
+    deployed: bool = False
     is_raw: bool = False
     minimum_count: int = MINIMUM_COUNT
 
-    def prepared(self, request: OfSeed) -> Place:
+    def prepared(self, request: OfSeed) -> HospitalConfig:
         """The same place with the dataset directory of the vocabulary that a message stands on."""
         if not self.is_raw:
             return self
@@ -94,7 +94,7 @@ class Place:
 
     def policy(self) -> Policy | None:
         """What a deployed hospital lets a server ask for and learn; in simulations there is none."""
-        return read_policy(self.folder) if self.alone else None
+        return read_policy(self.folder) if self.deployed else None
 
     def ledger(self) -> Path:
         return self.folder / "egress" / f"{self.hospital}.jsonl"
@@ -108,10 +108,10 @@ class Place:
 
 
 Asked = TypeVar("Asked", bound=Request)
-Handler = Callable[[Asked, RecordDict, Place], Reply]
+Handler = Callable[[Asked, RecordDict, HospitalConfig], Reply]
 
 
-def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -> ClientApp:
+def make_app(place_of: Callable[[Context], HospitalConfig], *, simulated: bool = False) -> ClientApp:
     """The ClientApp of the hospital that a context belongs to.
 
     Args:
@@ -123,13 +123,13 @@ def make_app(place_of: Callable[[Context], Place], *, simulated: bool = False) -
         kind = asked.kind
 
         def handle(message: Message, context: Context) -> Message:
-            place: Place | None = None
+            place: HospitalConfig | None = None
             told: dict[str, Any] = {}
             try:
                 place = place_of(context)
                 torch.set_num_threads(place.threads)
                 request = asked.of(message.content.config_records[ENTRIES])
-                with time_limit(work_limit(request.limit) if place.alone else request.limit):
+                with time_limit(work_limit(request.limit) if place.deployed else request.limit):
                     told |= leaving.in_the_ledger(request)
                     policy = place.policy()
                     if policy is not None:
@@ -170,7 +170,7 @@ def _mistake(error: Exception) -> TemptError | None:
     return error if isinstance(error, TemptError) else of_the_system(error) if isinstance(error, OSError) else None
 
 
-def _vocabulary_counts(request: CountCodes, content: RecordDict, place: Place) -> Reply:
+def _vocabulary_counts(request: CountCodes, content: RecordDict, place: HospitalConfig) -> Reply:
     """Which codes raw tables hold, and in how many stays; of prepared records their vocabulary's digest alone."""
     if not place.is_raw:
         texts = {"vocabulary": read_vocabulary(place.partition / "vocabulary.json").digest}
@@ -182,7 +182,7 @@ def _vocabulary_counts(request: CountCodes, content: RecordDict, place: Place) -
     return Reply({"hospital": place.hospital, "minimum-count": minimum}, {"arrays": told.arrays}, {}, told.texts)
 
 
-def _vocabulary_remaining(request: CountRemaining, content: RecordDict, place: Place) -> Reply:
+def _vocabulary_remaining(request: CountRemaining, content: RecordDict, place: HospitalConfig) -> Reply:
     """What remains under the cut that came in, if the hospital has not answered for another one."""
     minimum = _minimum_count(request, place)
     cut = one_agreement.cut_of(content.config_records[CUT], minimum, request.min_records)
@@ -192,15 +192,15 @@ def _vocabulary_remaining(request: CountRemaining, content: RecordDict, place: P
     return Reply({"hospital": place.hospital, **told.numbers}, {"arrays": told.arrays}, {}, told.texts)
 
 
-def _tables(place: Place) -> Tables:
+def _tables(place: HospitalConfig) -> Tables:
     return read_tables(place.partition, PreparationOptions(), hospital=place.hospital)
 
 
-def _minimum_count(request: CountCodes, place: Place) -> int:
+def _minimum_count(request: CountCodes, place: HospitalConfig) -> int:
     return max(place.minimum_count, request.minimum_count)
 
 
-def _hello(request: Hello, content: RecordDict, place: Place) -> Reply:
+def _hello(request: Hello, content: RecordDict, place: HospitalConfig) -> Reply:
     """Who answers, how many records it has, and the digests that both sides compare.
 
     Raw tables are prepared under the vocabulary that came in, once, if the hospital has not answered for another one.
@@ -227,7 +227,7 @@ def _hello(request: Hello, content: RecordDict, place: Place) -> Reply:
     return Reply({"hospital": place.hospital, **parts}, {}, texts, parts=parts)
 
 
-def _pretrain(request: Pretrain, content: RecordDict, place: Place) -> Reply:
+def _pretrain(request: Pretrain, content: RecordDict, place: HospitalConfig) -> Reply:
     """Score what came in, then local epochs, as the message asks."""
     place, transport = place.prepared(request), request.transport
     local = local_pretraining(place.partition, place.hospital, place.device, request.settings, request.seed)
@@ -256,18 +256,18 @@ def _pretrain(request: Pretrain, content: RecordDict, place: Place) -> Reply:
         more,
         admission.asked_numbers(request, algorithm),
         request.exchange,
-        request.taken,
+        request.last_accepted,
         arriving=lambda gradient: _tensors(transport.decode(transport.encode(_values(gradient))), place),
     )
     keeps = request.keep_optimizer
     state = place.kept_state(request, request.algorithm) if keeps or algorithm.hospital_keeps else None
-    kept = state.after(asked.last_taken, torch.device(place.device)) if state is not None else None
+    kept = state.restore_after(asked.last_accepted, torch.device(place.device)) if state is not None else None
     begun = local.begin(shared, work, kept if keeps else None)
     answer, to_keep = algorithm.local(begun, asked, kept)
     if to_keep and not algorithm.hospital_keeps:
         raise ValueError("the algorithm keeps what it does not say that it keeps")
     if state is not None:
-        state.propose(request.serial, (begun.optimizer_state() if keeps else {}) | dict(to_keep))
+        state.stage(request.serial, (begun.optimizer_state() if keeps else {}) | dict(to_keep))
     arrays = {}
     for part, kind in algorithm.tells.items():
         encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode
@@ -275,12 +275,12 @@ def _pretrain(request: Pretrain, content: RecordDict, place: Place) -> Reply:
     return Reply({**numbers, **answer.numbers, "loss": answer.loss}, arrays, {}, parts=parts)
 
 
-def _tune(request: Tune, content: RecordDict, place: Place) -> Reply:
+def _tune(request: Tune, content: RecordDict, place: HospitalConfig) -> Reply:
     """Adapt the encoder that came in by each method asked for; the metrics on test records leave."""
     place = place.prepared(request)
     place.kept_state(request).forget()  # rounds are over
     partition = _partition(place)
-    tune = partial(local_tuning.tune_own, experiment=request.experiment) if place.alone else local_tuning.tune
+    tune = partial(local_tuning.tune_own, experiment=request.experiment) if place.deployed else local_tuning.tune
     results = tune(
         partition,
         place.folder,
@@ -312,7 +312,7 @@ def _arrays(record: ArrayRecord) -> Mapping[str, NDArray[Any]]:
     return _Read.arrays
 
 
-def _tensors(arrays: Mapping[str, NDArray[Any]], place: Place) -> dict[str, Tensor]:
+def _tensors(arrays: Mapping[str, NDArray[Any]], place: HospitalConfig) -> dict[str, Tensor]:
     device = torch.device(place.device)
     return {
         name: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
@@ -324,27 +324,27 @@ def _values(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _partition(place: Place) -> Partition:
+def _partition(place: HospitalConfig) -> Partition:
     return read_partition(place.partition, place.hospital)
 
 
-def _of_node(context: Context) -> Place:
+def _of_node(context: Context) -> HospitalConfig:
     """The place that a node's configuration tells."""
     config = context.node_config
     if "hospital-id" in config:
-        return Place(
+        return HospitalConfig(
             Path(str(config["raw" if "raw" in config else "partition"])),
             int(config["hospital-id"]),
             Path(str(config["folder"])),
             str(config.get("device", "cpu")),
-            alone=True,
+            deployed=True,
             is_raw="raw" in config,
             minimum_count=int(config.get("minimum-count", MINIMUM_COUNT)),
         )
     run = context.run_config  # Flower's simulation: nodes are the dataset's hospitals, in order
     data = Path(str(run["data"]))
     hospitals = sorted(int(path.name) for path in (data / "hospitals").iterdir() if path.name.isdecimal())
-    return Place(data, hospitals[int(config["partition-id"])], Path(str(run["out"])), str(run["device"]))
+    return HospitalConfig(data, hospitals[int(config["partition-id"])], Path(str(run["out"])), str(run["device"]))
 
 
 app = make_app(_of_node)

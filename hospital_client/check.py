@@ -19,7 +19,7 @@ from hospital_client.eicu_tables import read_tables
 from hospital_client.launch import STATE_FOLDER, HospitalPlace
 from hospital_client.partition import read_partition
 from hospital_client.preparation_options import PreparationOptions
-from hospital_client.route import ProxyRefused, Route, Told
+from hospital_client.route import ProxyRefused, Route, ServerAnswer
 from shared_model.errors import TemptError, printable
 from shared_model.node_keys import binding, fingerprint, public_key
 from shared_model.own_folder import check_folder
@@ -54,7 +54,7 @@ def look(place: HospitalPlace) -> Iterator[Finding]:
         TemptError: the options are none that a hospital can be launched with.
     """
     place.check_options()
-    route, server, reached = place.route(), Told(), True
+    route, server, reached = place.route(), ServerAnswer(), True
     looks: list[tuple[str, bool, Callable[[], str]]] = [
         ("proxy", False, lambda: str(route)),
         ("name", False, lambda: _name(route)),
@@ -111,7 +111,7 @@ def _port(route: Route) -> str:
     return f"{route.server} answers"
 
 
-def _certificate(place: HospitalPlace, route: Route, server: Told) -> str:
+def _certificate(place: HospitalPlace, route: Route, server: ServerAnswer) -> str:
     """Also fetches what the server tells everybody."""
     if place.root_certificates is None:
         server.ask(route, None, _SECONDS)
@@ -147,7 +147,7 @@ def _certificate(place: HospitalPlace, route: Route, server: Told) -> str:
     return f"of this CA, valid for {days:.0f} days more"
 
 
-def _clock(server: Told) -> str:
+def _clock(server: ServerAnswer) -> str:
     if server.ahead is None:
         return "the server told no time"
     if server.clock_is_off():
@@ -157,7 +157,7 @@ def _clock(server: Told) -> str:
     return f"within {max(1.0, abs(server.ahead)):.0f} s of the server's"
 
 
-def _key(place: HospitalPlace, server: Told) -> str:
+def _key(place: HospitalPlace, server: ServerAnswer) -> str:
     if place.private_key is None:
         return "none: --insecure"
     public = public_key(place.private_key)
@@ -176,7 +176,7 @@ def _key(place: HospitalPlace, server: Told) -> str:
     return f"{mark}, registered"
 
 
-def _versions(server: Told) -> str:
+def _versions(server: ServerAnswer) -> str:
     if server.facts is None:
         return "the server told none"
     own = {name: importlib.metadata.version(name) for name in ("tempt", "flwr", "torch")}
@@ -188,7 +188,7 @@ def _versions(server: Told) -> str:
     return ", ".join(f"{name} {version}" for name, version in own.items())
 
 
-def _code(server: Told) -> str:
+def _code(server: ServerAnswer) -> str:
     if server.facts is None:
         return "the server told none"
     own, theirs = code_digest(), printable(server.facts.get("code", ""), 64)
@@ -199,7 +199,7 @@ def _code(server: Told) -> str:
     return f"{own[:12]}, the server's"
 
 
-def _records(place: HospitalPlace, server: Told) -> str:
+def _records(place: HospitalPlace, server: ServerAnswer) -> str:
     if place.is_raw:
         one_agreement.check_kept(place.state)
         read_tables(place.partition, PreparationOptions(), hospital=place.hospital)

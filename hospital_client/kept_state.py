@@ -31,27 +31,30 @@ class KeptState:
         self._kept, self._pending = folder / "kept.safetensors", folder / "pending.safetensors"
         self._before = folder / "before.safetensors"
 
-    def after(self, taken: int, device: torch.device) -> dict[str, Tensor] | None:
-        """The state after the answer of exchange `taken` (0: none was taken), or None if there is none to go on with.
+    def restore_after(self, accepted: int, device: torch.device) -> dict[str, Tensor] | None:
+        """The state after the answer of exchange `accepted`, or None if there is none to go on with.
 
         A hospital that lost its disk, or whose files are damaged, therefore starts from nothing. What it has of other
-        exchanges stays until it answers twice more, as a message may name a wrong one, but not where none was taken:
+        exchanges stays until it answers twice more, as a message may name a wrong one, but not where none was accepted:
         that is another run's.
+
+        Args:
+            accepted: the last exchange of which the server took an answer; 0 for none.
         """
-        if self._exchange_of(self._pending) == taken:
+        if self._exchange_of(self._pending) == accepted:
             if self._kept.exists():
                 self._kept.replace(self._before)
             self._pending.replace(self._kept)
         self._pending.unlink(missing_ok=True)
-        if self._exchange_of(self._kept) != taken and self._exchange_of(self._before) == taken:
+        if self._exchange_of(self._kept) != accepted and self._exchange_of(self._before) == accepted:
             self._before.replace(self._kept)
-        if self._exchange_of(self._kept) == taken:
+        if self._exchange_of(self._kept) == accepted:
             return checkpoint.load(self._kept, device)[0]
-        if not taken:
+        if not accepted:
             self.forget()
         return None
 
-    def propose(self, serial: int, tensors: Mapping[str, Tensor]) -> None:
+    def stage(self, serial: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state of an exchange's answer until the server says whether it took it."""
         private_directory(self._folder)
         about = {"exchange": serial, "algorithm": self._algorithm}

@@ -21,7 +21,7 @@ from hospital_client.eicu_tables import read_tables
 from hospital_client.partition import read_partition
 from hospital_client.policy import FILE, keep_policy, read_policy
 from hospital_client.preparation_options import PreparationOptions
-from hospital_client.route import Route, Told
+from hospital_client.route import Route, ServerAnswer
 from shared_model.addresses import Address, address_of, is_loopback
 from shared_model.errors import TemptError
 from shared_model.files import check_file, locked, parsed
@@ -224,7 +224,7 @@ def _refusal(place: HospitalPlace, route: Route) -> str | None:
     """Why the server refuses the hospital's signature, where it tells enough to say so."""
     if place.root_certificates is None or place.private_key is None:
         return None
-    told = Told()
+    told = ServerAnswer()
     with suppress(OSError):
         told.ask(route, ssl.create_default_context(cafile=str(place.root_certificates)), 5.0)
     if told.clock_is_off():

@@ -93,7 +93,7 @@ def check_kept(folder: Path) -> None:
     """Refuse a damaged file before a hospital is launched with it.
 
     Raises:
-        TemptError: so it is.
+        TemptError: the file is damaged.
     """
     if (folder / _FILE).exists():
         _read(folder / _FILE)
@@ -103,7 +103,7 @@ def check_vocabulary(folder: Path, digest: str) -> None:
     """Refuse what stands on another vocabulary than the agreed one.
 
     Raises:
-        TemptError: so it is, or there is none.
+        TemptError: the vocabulary is another one, or none was agreed on.
     """
     path = folder / _FILE
     kept = _read(path) if path.exists() else {}

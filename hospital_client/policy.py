@@ -223,7 +223,7 @@ def _check_own(settings: Settings) -> None:
     """Refuse what a method has for itself unless it is the default: no operator has looked at its file's bounds.
 
     Raises:
-        Refused: so it is.
+        Refused: a value is not the default.
     """
     for method, values in settings.of_methods.items():
         kind = own_settings_of(adaptation(method)) if method in adaptations() else None

@@ -121,7 +121,7 @@ class Route:
 
 
 @dataclass
-class Told:
+class ServerAnswer:
     """What a server told everybody, as far as it was reached.
 
     Attributes:

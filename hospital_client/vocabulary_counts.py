@@ -26,7 +26,7 @@ MODALITY_TABLES = {"diagnoses": "diagnosis", "procedures": "treatment", "medicat
 
 
 @dataclass(frozen=True)
-class Told:
+class Sums:
     """What an answer holds, beside whose it is.
 
     Attributes:
@@ -38,11 +38,11 @@ class Told:
     texts: dict[str, list[str]]
 
 
-def counts(tables: Tables, minimum: int) -> Told:
+def counts(tables: Tables, minimum: int) -> Sums:
     """Which codes the hospital has; of procedures and medications, which are cut by frequency, in how many stays."""
     procedures, procedure_counts = _counted(tables.entries["treatment"], minimum)
     medications, medication_counts = _counted(tables.entries["medication"], minimum)
-    return Told(
+    return Sums(
         {},
         {
             "procedure-counts": procedure_counts,
@@ -79,7 +79,7 @@ def agreed(tables: Tables, cut: Cut) -> Agreed:
     return Agreed(common, is_record, int(is_record.sum()) >= max(cut.minimum, cut.min_records))
 
 
-def remaining(tables: Tables, cut: Cut) -> Told:
+def remaining(tables: Tables, cut: Cut) -> Sums:
     """What remains of the hospital under a cut: records, which of the cut's codes they hold, names of medications."""
     common, is_record, has_part = agreed(tables, cut)
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -93,7 +93,7 @@ def remaining(tables: Tables, cut: Cut) -> Told:
     code, name = names.select(told).of_each_hospital()
     arrays["named"] = position[code]
     records = int(is_record.sum()) if has_part else 0
-    return Told({"records": records}, arrays, {"names": [names.texts[n] for n in name]})
+    return Sums({"records": records}, arrays, {"names": [names.texts[n] for n in name]})
 
 
 def _counted(entries: Entries, minimum: int) -> tuple[list[int | str], NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.federation import Federation
 from server.rounds import rounds_of
 from server.run_options import config_of, given_vocabulary, options_of, rules_of
-from server.told import Told
+from server.told import StatusFile
 from server.vocabulary_agreement import agree
 from server.weights import LARGEST_SHARE
 from shared_model import run_directory
@@ -38,7 +38,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's configuration describes."""
     config = context.run_config
-    told = Told(Path(str(config["status-file"])) if config["status-file"] else None)
+    told = StatusFile(Path(str(config["status-file"])) if config["status-file"] else None)
     try:
         run_federation(grid, config, told)
     except TemptError as error:
@@ -47,14 +47,14 @@ def main(grid: Grid, context: Context) -> None:
     told.ended(0)
 
 
-def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = None) -> dict[str, Any]:
+def run_federation(grid: Grid, config: Mapping[str, Any], told: StatusFile | None = None) -> dict[str, Any]:
     """The federation of a run configuration, from its checkpoint on if it has one; the content of `results.json`.
 
     Raises:
         TemptError: an option is out of bounds, or the vocabulary is missing.
         TooFewHospitals: the agreement on a vocabulary, a round or the tuning ended below the quorum.
     """
-    run, told = Path(str(config["out"])), Told() if told is None else told
+    run, told = Path(str(config["out"])), StatusFile() if told is None else told
     settings, federation, models, seeds = options_of(config)
     expected = int(config["hospitals"])
     least = federation.needed(expected)
@@ -93,7 +93,7 @@ def run_federation(grid: Grid, config: Mapping[str, Any], told: Told | None = No
 
 
 def _agreed(
-    grid: Grid, run: Path, rules: AgreementRules, told: Told, *, timeout: float | None, expected: int, least: int
+    grid: Grid, run: Path, rules: AgreementRules, told: StatusFile, *, timeout: float | None, expected: int, least: int
 ) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary that the run's hospitals agreed on, now or when it began, and what became of their parts in it."""
     if (run / run_directory.CONFIG).is_file():

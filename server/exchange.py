@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 
 from server.federation_settings import FederationSettings
-from server.told import Told
+from server.told import StatusFile
 from server.validation import BadNumbers, LeftOut, Rejected, count_of, number_of
 from shared_model.errors import HOSPITALS_ERROR, Defect, TemptError, printable
 from shared_model.messages import ENTRIES, VOCABULARY, Hello, Request
@@ -48,7 +48,7 @@ class Hospital:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SeedPlan:
     """What all phases of a federation's seed have in common.
 
     Attributes:
@@ -64,7 +64,7 @@ class Plan:
     settings: Settings
     federation: FederationSettings
     vocabulary: Vocabulary
-    told: Told = field(default_factory=Told)
+    told: StatusFile = field(default_factory=StatusFile)
     expected: int = 1
     largest_share: float | None = None
 
@@ -79,7 +79,7 @@ class Plan:
         }
 
 
-def greet(grid: Grid, plan: Plan, *, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
+def greet(grid: Grid, plan: SeedPlan, *, min_records: int = 0) -> tuple[list[Hospital], dict[str, str]]:
     """Every hospital that answers and holds the agreed vocabulary, by id, and why others are left out.
 
     A hospital with raw tables prepares its records under the vocabulary that comes with the message.
@@ -117,7 +117,7 @@ def ask_everybody(
     more: Mapping[str, ConfigRecord],
     group: str,
     timeout: float | None,
-    told: Told,
+    told: StatusFile,
     *,
     expected: int,
     read: Callable[[int, int, Message], T],

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from server import exchange, rounds, tuning
 from server.contributions import forget_contributions
 from server.federation_settings import FederationSettings
-from server.told import Told
+from server.told import StatusFile
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
 from shared_model.errors import TemptError, TooFewHospitals
@@ -57,7 +57,7 @@ class Federation:
     expected: int
     least: int
     data_digest: str = ""
-    told: Told = field(default_factory=Told)
+    told: StatusFile = field(default_factory=StatusFile)
     min_records: int = 0
     keeps_told: bool = False
     largest_share: float | None = None
@@ -95,7 +95,7 @@ class Federation:
             TooFewHospitals: fewer are there than `least`, or a round ended below the quorum.
             TemptError: the run directory holds a damaged file, or the strategy left what is no number.
         """
-        plan = exchange.Plan(
+        plan = exchange.SeedPlan(
             self.experiment(),
             seed,
             self.settings,
@@ -184,7 +184,7 @@ def check_settings(settings: Settings) -> None:
     """Refuse settings that a federation does not follow.
 
     Raises:
-        TemptError: so it is.
+        TemptError: a federation does not follow it.
     """
     if settings.tuning.selection == "common":
         raise TemptError(

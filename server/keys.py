@@ -72,7 +72,7 @@ def check_named(keys: Path, host: str) -> None:
     """Refuse a certificate without the address by which the server's own processes reach the SuperLink.
 
     Raises:
-        TemptError: so it is, or the file holds no certificate.
+        TemptError: the certificate names it not, or the file holds no certificate.
     """
     path = keys / CERTIFICATE
     try:

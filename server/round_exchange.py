@@ -153,7 +153,7 @@ def _messages(
         first_epoch=(number - 1) * federation.local_epochs + 1,
         epochs=federation.local_epochs,
         only_hospital=len(state.hospitals) == 1,
-        taken=0,
+        last_accepted=0,
         algorithm=federation.strategy,
         keep_optimizer=federation.local_optimizer == "keep",
         bfloat16=federation.encoding.bfloat16,
@@ -169,7 +169,7 @@ def _messages(
             fixed,
             train=train,
             score=scoring and h.validation > 0,
-            taken=(state.accepted.get(h.hospital) or [0])[-1],
+            last_accepted=(state.accepted.get(h.hospital) or [0])[-1],
         )
         content = content_of(request, {TENSORS: arrays, **(more if train else {})})
         found[h.hospital] = grid.create_message(content, request.route, h.node, str(number), lives)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from server.contributions import Contributions
-from server.exchange import Hospital, Plan
+from server.exchange import Hospital, SeedPlan
 from server.flower_strategies import check_strategy
 from server.participation import Participation, drawn
 from server.step_back import LeftOut, Stand, arrays_of, names_of, state_of
@@ -34,7 +34,7 @@ class RoundState:
         files: the pretraining's; beside them the server keeps what an algorithm keeps of each hospital.
     """
 
-    def __init__(self, plan: Plan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles) -> None:
+    def __init__(self, plan: SeedPlan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles) -> None:
         self.plan, self.hospitals = plan, list(hospitals)
         federation = plan.federation
         self.chosen = chosen(federation.strategy, federation.options)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from server.exchange import Hospital, Plan, come_back
+from server.exchange import Hospital, SeedPlan, come_back
 from server.flower_strategies import finish
 from server.round_exchange import Came, exchange_of
 from server.round_state import RoundState
@@ -35,7 +35,7 @@ _SERIALS = 3  # of a hospital that are known: a step back takes one away, and a 
 
 
 def pretrain(
-    grid: Grid, plan: Plan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles, on_round: OnRound
+    grid: Grid, plan: SeedPlan, hospitals: Sequence[Hospital], initial: Arrays, files: FitFiles, on_round: OnRound
 ) -> dict[str, Any]:
     """Rounds until patience or their number ends; the best round's tensors and the result are in `files` then.
 

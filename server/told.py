@@ -41,7 +41,7 @@ class _Status(Form):
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What `Told` has written last.
+    """What `StatusFile` has written last.
 
     Raises:
         TemptError: the file is damaged.
@@ -49,7 +49,7 @@ def read_status(path: Path) -> dict[str, Any]:
     return read_form(path, _Status, "delete it; the run writes it anew")
 
 
-class Told:
+class StatusFile:
     """A file that is written anew with every change.
 
     Args:

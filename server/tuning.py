@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from server.exchange import (
     Hospital,
-    Plan,
+    SeedPlan,
     come_back,
     content_of,
     error_of,
@@ -46,7 +46,7 @@ Numbers = dict[str, float]
 
 def tune(
     grid: Grid,
-    plan: Plan,
+    plan: SeedPlan,
     hospitals: Sequence[Hospital],
     shared: Arrays,
     models: Sequence[str],

@@ -132,7 +132,7 @@ def _reading(what: str) -> Iterator[None]:
     """Whatever goes wrong with what a hospital sent is its rejection, not the end of the run.
 
     Raises:
-        Rejected: so it went.
+        Rejected: something of it can't be read.
     """
     try:
         yield

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from server.exchange import MOST_RECORDS, ask_everybody, content_of, exchange, lifetime, limit_of, numbers_of, within
 from server.federation_settings import mistakes
-from server.told import Told
+from server.told import StatusFile
 from server.validation import (
     Integers,
     Mask,
@@ -110,7 +110,7 @@ def agreement_rules(**values: Any) -> AgreementRules:
 
 
 def agree(
-    grid: Grid, rules: AgreementRules, told: Told, *, timeout: float | None, expected: int, least: int
+    grid: Grid, rules: AgreementRules, told: StatusFile, *, timeout: float | None, expected: int, least: int
 ) -> Agreement:
     """The vocabulary of the hospitals that are there and have raw tables.
 

@@ -30,7 +30,7 @@ class Projected(NamedTuple):
     embedding: Float[Tensor, "tokens c"]
     query: Float[Tensor, "tokens c"]
     key: Float[Tensor, "tokens c"]
-    added: Float[Tensor, "tokens heads_c"]
+    value_output: Float[Tensor, "tokens heads_c"]
 
 
 class EncoderLayer(nn.Module):
@@ -55,8 +55,8 @@ class EncoderLayer(nn.Module):
         """The rows' projections; heads lie side by side, head a in columns a c/A to (a + 1) c/A."""
         width = x.shape[1] // self.heads
         value = self.value(x).split(width, 1)
-        added = [part @ onto.T for part, onto in zip(value, self.output.weight.split(width, 1), strict=True)]
-        return Projected(x, self.query(x), self.key(x), torch.cat(added, 1))
+        outputs = [part @ onto.T for part, onto in zip(value, self.output.weight.split(width, 1), strict=True)]
+        return Projected(x, self.query(x), self.key(x), torch.cat(outputs, 1))
 
     def every_token(
         self, tokens: Projected, sets: PackedSets, place: Tensor, dropout: Dropout | None
@@ -71,14 +71,16 @@ class EncoderLayer(nn.Module):
             F.embedding(by_head, table.view(-1, width)).view(blocks * heads, slots, width)
             for table in (tokens.query, tokens.key)
         )
-        added = F.embedding(by_head, tokens.added.view(-1, c)).view(blocks, heads * slots, c)  # head after head
+        outputs = F.embedding(by_head, tokens.value_output.view(-1, c)).view(
+            blocks, heads * slots, c
+        )  # head after head
         bias = _bias(sets.sees, query.dtype).repeat_interleave(heads, 0)
         # Eq. 1-2, rearranged: a head divides by sqrt(c/A), its own width; softmax over the own set. W^O is applied to
         # what is attended to, a code once a batch, not to what attention gives at every slot
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=1 / math.sqrt(width))
         attention = _drop(scores.softmax(-1), self.attention_dropout, dropout).view(blocks, heads, slots, slots)
         attention = attention.transpose(1, 2).reshape(blocks, slots, heads * slots)
-        multi_head = torch.bmm(attention, added)  # blocks slots c
+        multi_head = torch.bmm(attention, outputs)  # blocks slots c
         # /Eq. 1-2
         x = F.embedding(place, tokens.embedding)  # blocks slots c
         return self._after_attention(x, multi_head, dropout)  # blocks slots c

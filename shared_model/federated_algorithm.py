@@ -102,15 +102,14 @@ class AskedHere:
 
     Attributes:
         exchange: of the round, from 0 on.
-        last_taken: the number, over all rounds, of the last exchange of which this hospital's answer was taken; 0 for
-            none.
+        last_accepted: the last exchange, counted over all rounds, of which this hospital's answer was taken; or 0.
         arriving: a gradient as the server will have it, which bfloat16 rounds.
     """
 
     more: Mapping[str, Tensors]
     numbers: Mapping[str, float]
     exchange: int
-    last_taken: int
+    last_accepted: int
     arriving: Callable[[Tensors], Tensors] = lambda gradient: gradient
 
 

@@ -132,7 +132,7 @@ class Pretrain(OfSeed):
         exchange: of the round, from 0 on; `serial` counts them over all rounds, from 1 on.
         first_epoch: the first local epoch's number, from 1, over all rounds.
         epochs: local ones, of an exchange that trains.
-        taken: the serial of the last exchange of which this hospital's answer was taken, 0 for none.
+        last_accepted: the serial of the last exchange of which this hospital's answer was taken, 0 for none.
         only_hospital: the federation has no other, and draws as the centralized run does.
         asked: the algorithm's own numbers.
     """
@@ -147,7 +147,7 @@ class Pretrain(OfSeed):
     first_epoch: int
     epochs: int
     only_hospital: bool
-    taken: int
+    last_accepted: int
     algorithm: str
     keep_optimizer: bool
     bfloat16: bool

@@ -39,7 +39,7 @@ def check_folder(folder: Path, kind: FolderKind) -> None:
     """Refuse a folder that other users could change, or that holds what the command did not make; nothing is written.
 
     Raises:
-        TemptError: so it is.
+        TemptError: others could change it, or it holds something else.
     """
     check_own(folder, apart=kind.scratch)
     mark = _text(folder / MARK)

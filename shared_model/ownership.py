@@ -32,7 +32,7 @@ def check_own(folder: Path, *, apart: Collection[str] = ()) -> None:
         apart: names in it whose content may be another user's, as nobody believes it.
 
     Raises:
-        TemptError: so it is; the first such folder, link or file is named.
+        TemptError: another user owns it or may write there; the first such folder, link or file is named.
     """
     everybodys = {
         Path("/"): "the root of all files",
@@ -61,7 +61,7 @@ def check_not_open(*paths: Path) -> None:
     """Refuse what this user has and others may write; what is another user's, as secrets of containers, is that one's.
 
     Raises:
-        TemptError: so it is; the first is named.
+        TemptError: others may write one; the first is named.
     """
     for path in paths:
         status = path.stat()

@@ -139,16 +139,16 @@ class Recommender(NamedTuple):
         represent: the representations of all diagnosis sets, then of all procedure sets, of these two, the hospital of
             each record, and dropout.
         head: MLP_r.
-        constant: nothing that `represent` reads is trained, so that it is computed once.
-        fresh: what begins with new weights, all of `module` if None.
+        representation_is_frozen: nothing that `represent` reads is trained, so that it is computed once.
+        to_initialize: what begins with new weights, all of `module` if None.
         by_hospital: a batch of training is of one hospital's records.
     """
 
     module: nn.Module
     represent: Represent
     head: nn.Sequential
-    constant: bool = False
-    fresh: nn.Module | None = None
+    representation_is_frozen: bool = False
+    to_initialize: nn.Module | None = None
     by_hospital: bool = False
 
 
@@ -184,7 +184,9 @@ def fit_recommender(
     Args:
         purpose: names the random streams, such as "full-train".
     """
-    draw_initial(recommender.module if recommender.fresh is None else recommender.fresh, context, purpose)
+    draw_initial(
+        recommender.module if recommender.to_initialize is None else recommender.to_initialize, context, purpose
+    )
     if optimization.output_bias == "rate":
         counts = torch.bincount(training.medications.codes, minlength=context.medications)
         start_at_rates(recommender.head, (counts + 0.5) / (len(training) + 1))
@@ -225,7 +227,7 @@ class RecommendationTask:
         self._hospital, self._labels = train.hospital, train.medications
         self._validation, self._validation_labels = validation, validation.medications.multi_hot(context.medications)
         self._constant = self._validation_constant = None
-        if recommender.constant:
+        if recommender.representation_is_frozen:
             self._constant = representations(recommender, train, self._longest)
             self._validation_constant = representations(recommender, validation, self._longest)
         self.records, self.validation_records = len(train), len(validation)

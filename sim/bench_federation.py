@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.local_pretraining import LocalPretraining, LocalWork
 from hospital_client.partition import read_partition
 from server import exchange, rounds
@@ -133,13 +133,13 @@ def measure(engine: str, hospitals: int, records: int, pool: RecordSet, folder: 
 
     def work(grid: Grid) -> None:
         nonlocal seconds
-        plan = exchange.Plan(whole.experiment(), SEED, SETTINGS, federation, VOCABULARY, expected=hospitals)
+        plan = exchange.SeedPlan(whole.experiment(), SEED, SETTINGS, federation, VOCABULARY, expected=hospitals)
         agreed, _ = exchange.greet(grid, plan)
         began = time.perf_counter()
         rounds.pretrain(grid, plan, agreed, whole.initial(SEED), files, lambda row: memory.append(_resident()))
         seconds = time.perf_counter() - began
 
-    play(engine, [Place(data, h, run) for h in ids], work, 1, None)
+    play(engine, [HospitalConfig(data, h, run) for h in ids], work, 1, None)
     last, about = checkpoint.load(files.tensors)
     apart = 0.0
     if about["best_epoch"] == _ROUNDS:

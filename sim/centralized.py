@@ -24,7 +24,7 @@ from shared_model.shipped_code import code_files
 from sim.listener import Listener
 from sim.methods import method, needs
 from sim.request import Resolved
-from sim.units import FitUnit, Plan, fit_unit
+from sim.units import FitUnit, RunPlan, fit_unit
 from sim.workers import run_units
 
 
@@ -59,7 +59,7 @@ def check_settings(settings: Settings, mode: str) -> None:
     """Refuse settings that a mode does not follow.
 
     Raises:
-        TemptError: so it is.
+        TemptError: the mode does not follow one of them.
     """
     if mode == "local" and settings.tuning.selection == "common":
         raise TemptError(
@@ -135,9 +135,9 @@ def _stands(unit: FitUnit, done: Mapping[FitUnit, Mapping[str, Any]]) -> bool:
     return digest is None or digest == done[unit]["stands_on"]
 
 
-def plan_of(asked: Resolved, dataset: Dataset) -> Plan:
+def plan_of(asked: Resolved, dataset: Dataset) -> RunPlan:
     """What all units of a run have in common."""
-    return Plan(
+    return RunPlan(
         run=asked.run,
         dataset=asked.dataset,
         settings=asked.settings,
@@ -145,7 +145,7 @@ def plan_of(asked: Resolved, dataset: Dataset) -> Plan:
         threads=asked.request.threads,
         save_scores=asked.request.save_scores,
         hospitals=asked.hospitals,
-        alone=asked.request.mode == "local",
+        pretrains_locally=asked.request.mode == "local",
         digest=dataset.digest,
     )
 
@@ -165,12 +165,12 @@ def about_of(asked: Resolved, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _units(plan: Plan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
+def _units(plan: RunPlan, models: Sequence[str], seed: int, hospitals: Sequence[int]) -> list[FitUnit]:
     """Every fit of a seed, each pretraining once; fits on the whole consortium first, as they take longest."""
     pretraining = list(dict.fromkeys(pretraining_fit(needed) for name in models if (needed := needs(name)) is not None))
     whole = [name for name in models if method(name).SCOPE == "consortium"]
     by_hospital = [name for name in models if method(name).SCOPE == "hospital"]
-    if plan.alone:
+    if plan.pretrains_locally:
         by_hospital = pretraining + by_hospital
     else:
         whole = pretraining + whole

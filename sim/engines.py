@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from hospital_client.app import Place, make_app
+from hospital_client.app import HospitalConfig, make_app
 from shared_model.errors import TemptError, unknown
 from sim.inprocess_grid import InProcessGrid, deliver
 from sim.workers import Pool
@@ -28,7 +28,7 @@ def check_engine(engine: str, ray_address: str | None) -> None:
     """Refuse an engine that there is not, or that is not installed.
 
     Raises:
-        TemptError: so it is.
+        TemptError: there is no such engine, or it takes no address.
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
@@ -67,7 +67,7 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def play(engine: str, places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:
+def play(engine: str, places: Sequence[HospitalConfig], work: Work, jobs: int, ray_address: str | None) -> None:
     """Do the server's work on a Grid of these hospitals.
 
     Args:
@@ -84,12 +84,12 @@ def play(engine: str, places: Sequence[Place], work: Work, jobs: int, ray_addres
         work(InProcessGrid({place.hospital: place for place in places}, pool))
 
 
-def _threads(places: Sequence[Place]) -> int:
+def _threads(places: Sequence[HospitalConfig]) -> int:
     """Of a hospital at work."""
     return max(place.threads for place in places)
 
 
-def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | None) -> None:
+def _on_ray(places: Sequence[HospitalConfig], work: Work, jobs: int, ray_address: str | None) -> None:
     for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
     from flwr.simulation import run_simulation
@@ -104,7 +104,7 @@ def _on_ray(places: Sequence[Place], work: Work, jobs: int, ray_address: str | N
         except BaseException as error:  # Flower would tell it as its own
             failed.append(error)
 
-    def place_of(context: Context) -> Place:
+    def place_of(context: Context) -> HospitalConfig:
         return places[int(context.node_config["partition-id"])]
 
     init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server.federation import Federation
 from server.federation_settings import FederationSettings
 from server.rounds import rounds_of
@@ -72,7 +72,7 @@ def simulate(asked: Resolved, federation: FederationSettings, dataset: Dataset, 
     listener.begin(len(request.seeds) * (1 + len(hospitals)), 0)
     play(
         request.engine,
-        [Place(data, hospital, run, asked.device, request.threads) for hospital in hospitals],
+        [HospitalConfig(data, hospital, run, asked.device, request.threads) for hospital in hospitals],
         work,
         asked.jobs,
         request.ray_address,

@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from hospital_client.app import Place, make_app
+from hospital_client.app import HospitalConfig, make_app
 from server.plain_message import plain_message
 from shared_model.errors import Defect, TemptError
 from sim.workers import Emit, Pool
@@ -25,7 +25,7 @@ class Delivery:
     """A message and the hospital that it is for."""
 
     message: Message
-    place: Place
+    place: HospitalConfig
 
     @property
     def threads(self) -> int:
@@ -47,7 +47,7 @@ class InProcessGrid(Grid):
         pool: does the work of `deliver`; without one it is done in this process.
     """
 
-    def __init__(self, places: Mapping[int, Place], pool: Pool | None) -> None:
+    def __init__(self, places: Mapping[int, HospitalConfig], pool: Pool | None) -> None:
         self._places, self._pool = places, pool
         self._queue: deque[Delivery] = deque()
         self._busy: list[Connection] = []

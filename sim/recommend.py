@@ -25,7 +25,7 @@ from shared_model.vocabulary import Vocabulary, read_vocabulary
 from shared_model.vocabulary_rules import nameless
 from sim.centralized import some
 from sim.methods import method
-from sim.units import FitUnit, Plan, context_of
+from sim.units import FitUnit, RunPlan, context_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def recommend(
         medications=CodeSets.of([[]]),
     )
     alone = config["mode"] == "local"
-    plan = Plan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, alone=alone)
+    plan = RunPlan(run, run, settings, "cpu", threads=1, save_scores=False, hospitals=None, pretrains_locally=alone)
     whose = WHOLE_CONSORTIUM if functions.SCOPE == "consortium" else hospital
     unit = FitUnit(plan, model, seed, whose)
     if unit.needs is not None and not unit.needs.files.tensors.exists():
@@ -193,7 +193,7 @@ def _check_whole(run: Path, source: _Source, unit: FitUnit, tensors: Mapping[str
     """Refuse tensors that another result or another encoder than those in the run belongs to.
 
     Raises:
-        TemptError: so it is.
+        TemptError: files of the run are of different fits.
     """
     files, config = unit.files, source.config
     result = read_form(files.result, ModelResult, "go on with --resume, which makes it again")

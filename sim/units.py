@@ -33,13 +33,13 @@ from sim.workers import Emit
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What all units of a run have in common.
 
     Attributes:
         threads: of a fit on the whole consortium; a hospital's fit has one.
         hospitals: the hospitals that take part, all of the dataset's if None.
-        alone: each hospital pretrains on its own records, instead of one place on all hospitals'.
+        pretrains_locally: each hospital pretrains on its own records, instead of one place on all hospitals'.
         digest: of the dataset with these hospitals, which must not change while the run is at work.
     """
 
@@ -50,7 +50,7 @@ class Plan:
     threads: int
     save_scores: bool
     hospitals: tuple[int, ...] | None
-    alone: bool = False
+    pretrains_locally: bool = False
     digest: str | None = None
 
 
@@ -65,7 +65,7 @@ class FitUnit:
         epochs: fit for so many, chosen in common.
     """
 
-    plan: Plan
+    plan: RunPlan
     model: str
     seed: int
     hospital: int
@@ -95,7 +95,7 @@ class FitUnit:
         """That pretraining: one fit for all methods that adapt it, of all hospitals' records unless each is alone."""
         if self.adapts is None:
             return None
-        whose = self.hospital if self.plan.alone else WHOLE_CONSORTIUM
+        whose = self.hospital if self.plan.pretrains_locally else WHOLE_CONSORTIUM
         return FitUnit(self.plan, pretraining_fit(self.adapts), self.seed, whose)
 
     @property

@@ -187,3 +187,14 @@ def _lines_with_code(text: str) -> set[int]:
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def test_letters_of_the_paper_have_their_names_in_the_files_that_contributing_names() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| letter | name | file |")[2]
+    rows = [re.findall(r"`([^`]+)`", line) for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) > 10
+    for *names, file in rows:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in names:
+            defined = rf"^\s*((self\.)?{name}(, .*)?(:| =)|class {name}\b|(.*, )?{name}(,.*)? = )"
+            assert re.search(defined, source, re.MULTILINE), (name, file)

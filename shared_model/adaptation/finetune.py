@@ -31,4 +31,4 @@ def build(context: Context) -> Recommender:
     """A copy of the pretrained encoder, free to learn, with a new head."""
     encoder: MedicalEncoder = deepcopy(context.pretrained).requires_grad_(True)
     recommender = whole_network(encoder, context)
-    return recommender._replace(fresh=recommender.head)
+    return recommender._replace(to_initialize=recommender.head)

@@ -46,4 +46,4 @@ def build(context: Context) -> Recommender:
     ) -> Float[Tensor, "sets c"]:
         return frozen(record_sets(diagnoses, procedures, context.rows))
 
-    return Recommender(head, represent, head, constant=True)
+    return Recommender(head, represent, head, representation_is_frozen=True)

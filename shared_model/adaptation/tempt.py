@@ -69,4 +69,4 @@ def build(context: Context) -> Recommender:
         return frozen(sets, module.prompts)
         # /Eq. 14
 
-    return Recommender(module, represent, module.head, constant=count == 0)
+    return Recommender(module, represent, module.head, representation_is_frozen=count == 0)

@@ -70,7 +70,7 @@ def local(model: LocalModel, asked: AskedHere, kept: Tensors | None) -> tuple[An
     # what rounding takes away on the way is missing in c: in c_i, too, or the two would drift apart
     rounded = asked.arriving(moved)
     now = {name: of + (rounded[name] - moved[name]) for name, of in now.items()}
-    numbers = {_IS_NEW: 1} if kept is None and asked.last_taken else {}
+    numbers = {_IS_NEW: 1} if kept is None and asked.last_accepted else {}
     return Answer({UPDATE: model.tensors(), _C: moved}, loss, numbers), {f"{_C}.{n}": of for n, of in now.items()}
 
 

@@ -14,7 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from hospital_client import admission, app, local_tuning
-from hospital_client.app import Place, make_app
+from hospital_client.app import HospitalConfig, make_app
 from hospital_client.launch import _in_words
 from hospital_client.partition import read_partition
 from hospital_client.policy import FILE, Policy
@@ -30,7 +30,15 @@ ENOUGH, FEW = 3, 8
 DATASET = consortium.make_dataset(consortium.make_records({ENOUGH: 53, FEW: 10, 21: 4}))  # 42/5/6, 8/1/1, 3/0/1
 INITIAL = initial_tensors(consortium.settings(), DATASET, 42)
 ROUND = {
-    **{"train": True, "score": True, "epochs": 1, "only-hospital": False, "taken": 0, "first-epoch": 1, "serial": 1},
+    **{
+        "train": True,
+        "score": True,
+        "epochs": 1,
+        "only-hospital": False,
+        "last-accepted": 0,
+        "first-epoch": 1,
+        "serial": 1,
+    },
     **{
         "algorithm": "fedavg",
         "exchange": 0,
@@ -55,12 +63,14 @@ def _no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(data: Path, tmp_path: Path) -> Place:
+def place(data: Path, tmp_path: Path) -> HospitalConfig:
     """A hospital as `tempt hospital launch` has it, with the default policy."""
-    return Place(data, ENOUGH, tmp_path / "state", alone=True)
+    return HospitalConfig(data, ENOUGH, tmp_path / "state", deployed=True)
 
 
-def sent(place: Place, kind: str, arrays: Arrays | None = None, *, control: bool = False, **more: Any) -> Message:
+def sent(
+    place: HospitalConfig, kind: str, arrays: Arrays | None = None, *, control: bool = False, **more: Any
+) -> Message:
     """What a hospital answers to a message with the tiny settings, but for `settings` and what else is given."""
     config = {"experiment": "x", "seed": 42, "vocabulary": DATASET.vocabulary.digest, "limit": 0.0}
     config["settings"] = consortium.settings(**more.pop("settings", {})).model_dump_json()
@@ -86,7 +96,7 @@ def refusal(reply: Message) -> str:
     return str(reply.error.reason)
 
 
-def lines_of(place: Place) -> list[dict[str, Any]]:
+def lines_of(place: HospitalConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in place.ledger().read_text().splitlines()]
 
 
@@ -94,7 +104,9 @@ def moved(step: int) -> Arrays:
     return {name: array + np.float32(step / 64) for name, array in INITIAL.items()}
 
 
-def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospitals_screen(place: Place) -> None:
+def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospitals_screen(
+    place: HospitalConfig,
+) -> None:
     for kind in ("hello", "pretrain", "tune"):
         why = refusal(sent(place, kind, settings={"pretraining__learning_rate": "1", "encoder__dropout": "0"}))
         assert why == (
@@ -121,17 +133,17 @@ def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospita
         ({"algorithm": "fedprox", "asked.proximal_mu": float("nan")}, "rounds.proximal_mu is nan"),
     ],
 )
-def test_a_rounds_own_numbers_are_bound(place: Place, more: Mapping[str, Any], named: str) -> None:
+def test_a_rounds_own_numbers_are_bound(place: HospitalConfig, more: Mapping[str, Any], named: str) -> None:
     assert named in refusal(sent(place, "pretrain", **more))
 
 
-def test_mean_gradients_leave_only_where_sums_of_this_hospital_alone_may(place: Place) -> None:
+def test_mean_gradients_leave_only_where_sums_of_this_hospital_alone_may(place: HospitalConfig) -> None:
     assert "refused by policy: unmasked_sums is false" in refusal(sent(place, "pretrain", control=True))
     write_policy(place.folder, "unmasked_sums = true\n")
     assert "control" in sent(place, "pretrain", control=True).content.array_records
 
 
-def test_an_edit_holds_from_the_next_message_on_and_a_damaged_one_is_no_answer(place: Place) -> None:
+def test_an_edit_holds_from_the_next_message_on_and_a_damaged_one_is_no_answer(place: HospitalConfig) -> None:
     numbers(sent(place, "hello"))
     write_policy(place.folder, "most_seeds = 0\n")
     numbers(sent(place, "hello"))  # its seed was answered before
@@ -146,7 +158,7 @@ def test_an_edit_holds_from_the_next_message_on_and_a_damaged_one_is_no_answer(p
 # ------------------------------------------------------------------------------------------------ requests in all
 
 
-def test_rounds_count_over_all_experiments_and_a_repeated_one_is_free(place: Place) -> None:
+def test_rounds_count_over_all_experiments_and_a_repeated_one_is_free(place: HospitalConfig) -> None:
     write_policy(place.folder, "most_rounds = 3\n")
     first = sent(place, "pretrain", experiment="a")
     for _ in range(4):  # a server that was killed asks again, with other limits of time
@@ -165,7 +177,7 @@ def test_rounds_count_over_all_experiments_and_a_repeated_one_is_free(place: Pla
     assert "most_rounds 3 (3 answered), most_seeds 5 (1 answered)" in admission.summary(place.folder)
 
 
-def test_a_deleted_count_begins_anew(place: Place) -> None:
+def test_a_deleted_count_begins_anew(place: HospitalConfig) -> None:
     write_policy(place.folder, "most_rounds = 1\n")
     numbers(sent(place, "pretrain"))
     refusal(sent(place, "pretrain", moved(1)))
@@ -176,14 +188,16 @@ def test_a_deleted_count_begins_anew(place: Place) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", "{", '{"seeds": 3}', '{"seeds": ["x"]}', '{"rounds": [1]}', '{"tunings": null}']
 )
-def test_damaged_counts_are_no_counts_of_zero(place: Place, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_counts_are_no_counts_of_zero(
+    place: HospitalConfig, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     place.folder.mkdir()
     (place.folder / admission.FILE).write_text(text)
     assert refusal(sent(place, "hello")).startswith("TemptError at ")
     assert str(place.folder / admission.FILE) in caplog.text
 
 
-def test_seeds_are_bound_in_greetings_rounds_and_tunings(place: Place) -> None:
+def test_seeds_are_bound_in_greetings_rounds_and_tunings(place: HospitalConfig) -> None:
     for seed in range(5):
         numbers(sent(place, "hello", seed=seed))
     for kind in ("hello", "pretrain", "tune"):
@@ -192,7 +206,7 @@ def test_seeds_are_bound_in_greetings_rounds_and_tunings(place: Place) -> None:
 
 
 def test_a_sweep_of_thresholds_encoders_or_models_ends_and_the_same_tuning_is_answered_from_what_was_kept(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: HospitalConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_policy(place.folder, "most_tunings = 2\n")
     told = numbers(sent(place, "tune"))
@@ -226,8 +240,8 @@ def test_a_node_that_launch_configured_is_bound_and_one_of_flowers_simulation_is
     assert policy_of({"partition-id": 0, "num-partitions": 3}, simulated) is None
 
 
-def test_simulations_are_bound_by_no_policy(place: Place) -> None:
-    simulated = replace(place, alone=False)
+def test_simulations_are_bound_by_no_policy(place: HospitalConfig) -> None:
+    simulated = replace(place, deployed=False)
     write_policy(place.folder, "most_rounds = 0\nmost_seed = broken")
     trap = {"pretraining__learning_rate": "1", "encoder__dropout": "0"}
     assert "loss" in numbers(sent(simulated, "pretrain", settings=trap, control=True))
@@ -241,7 +255,7 @@ def test_simulations_are_bound_by_no_policy(place: Place) -> None:
 # ---------------------------------------------------------------------------------------------------- too few records
 
 
-def test_scores_and_metrics_of_too_few_records_do_not_leave(place: Place) -> None:
+def test_scores_and_metrics_of_too_few_records_do_not_leave(place: HospitalConfig) -> None:
     few = replace(place, hospital=FEW)
     least = {"least-train": 5, "least-validation": 5, "least-test": 5}
     assert numbers(sent(few, "hello")) == {"hospital": FEW, "train": 8, "validation": 1, "test": 1} | least
@@ -259,7 +273,7 @@ def test_scores_and_metrics_of_too_few_records_do_not_leave(place: Place) -> Non
         assert not {"score-sum", "finetune-freeze.prauc", "finetune-freeze.best_epoch"} & set(line["numbers"])
 
 
-def test_enough_records_leave_as_before(place: Place) -> None:
+def test_enough_records_leave_as_before(place: HospitalConfig) -> None:
     assert numbers(sent(place, "pretrain")).keys() == {"hospital", "num-examples", "loss", "score-sum"}
     assert "finetune-freeze.prauc" in numbers(sent(place, "tune"))
     write_policy(place.folder, "least_validation_records = 6\nleast_test_records = 6\n")
@@ -270,7 +284,7 @@ def test_enough_records_leave_as_before(place: Place) -> None:
     assert "finetune-freeze.f1" not in numbers(sent(place, "tune"))
 
 
-def test_update_of_too_few_training_records_does_not_leave(place: Place) -> None:
+def test_update_of_too_few_training_records_does_not_leave(place: HospitalConfig) -> None:
     reply = sent(replace(place, hospital=21), "pretrain")
     assert numbers(reply) == {"hospital": 21, "num-examples": 0, "least-train": 5, "least-validation": 5}
     assert not reply.content.array_records
@@ -291,12 +305,12 @@ def orders_of(code: int) -> list[Arrays]:
 
 
 def test_orders_of_scores_read_a_validation_record_in_simulations_and_nothing_of_a_deployed_hospital(
-    place: Place,
+    place: HospitalConfig,
 ) -> None:
     records = read_partition(place.partition, FEW).split(42).validation
     few = replace(place, hospital=FEW)
 
-    def found(of: Place) -> set[int] | None:
+    def found(of: HospitalConfig) -> set[int] | None:
         read = set()
         for code in sorted({*records.diagnoses.codes.tolist(), 0, 7, 20}):
             settings = {"pretraining__mask_fraction": "0.5"}
@@ -306,12 +320,12 @@ def test_orders_of_scores_read_a_validation_record_in_simulations_and_nothing_of
             read |= {code} if told[0]["score-sum"] > told[1]["score-sum"] else set()
         return read
 
-    read = found(replace(few, alone=False, folder=few.folder / "simulated"))
+    read = found(replace(few, deployed=False, folder=few.folder / "simulated"))
     assert read and read <= set(records.diagnoses.codes.tolist()), "so the attack is one"
     assert found(few) is None
 
 
-def test_thresholds_do_not_count_a_test_records_medications(place: Place) -> None:
+def test_thresholds_do_not_count_a_test_records_medications(place: HospitalConfig) -> None:
     few = replace(place, hospital=FEW)
     for threshold in ("0", "0.001", "1"):
         assert "evaluation.threshold" in refusal(sent(few, "tune", settings={"evaluation__threshold": threshold}))

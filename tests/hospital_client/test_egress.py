@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from hospital_client import app, egress
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
@@ -31,7 +31,7 @@ DATASET, SETTINGS = consortium.make_dataset(), consortium.settings()
 class Listening(InProcessGrid):
     """Keeps every reply as it leaves a hospital."""
 
-    def __init__(self, places: dict[int, Place]) -> None:
+    def __init__(self, places: dict[int, HospitalConfig]) -> None:
         super().__init__(places, None)
         self.replies: list[Message] = []
 
@@ -46,8 +46,8 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Message], Path
     """Every reply of a federation with all that can travel, and the run directory."""
     run = tmp_path_factory.mktemp("run")
     data = consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
-    grid = Listening({h: Place(data, h, run) for h in consortium.SIZES})
-    plan = exchange.Plan(
+    grid = Listening({h: HospitalConfig(data, h, run) for h in consortium.SIZES})
+    plan = exchange.SeedPlan(
         "test", 42, SETTINGS, FederationSettings(strategy="scaffold", local_optimizer="keep"), DATASET.vocabulary
     )
     hospitals, _ = exchange.greet(grid, plan)
@@ -130,8 +130,8 @@ def test_an_error_leaves_as_its_kind_and_place_alone(
         raise ValueError(f"stay {stay} has {code}")
 
     monkeypatch.setattr(app, "read_partition", fails)
-    place = Place(data, 3, tmp_path / "folder")
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
+    place = HospitalConfig(data, 3, tmp_path / "folder")
+    plan = exchange.SeedPlan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
     message = plain_message(exchange.content_of(Hello(**plan.common()), {}), "query.hello", 3, number=1)
     context = Context(run_id=0, node_id=3, node_config={}, state=RecordDict(), run_config={})
     reply = app.make_app(lambda context: place)(message, context)

@@ -49,8 +49,8 @@ def local(settings: Settings = SETTINGS) -> LocalPretraining:
 ONE = LocalWork(1, 1, HOSPITAL)
 
 
-def asked(more: Mapping[str, Tensors] | None = None, last_taken: int = 0, **numbers: float) -> AskedHere:
-    return AskedHere(more or {}, numbers, 0, last_taken)
+def asked(more: Mapping[str, Tensors] | None = None, last_accepted: int = 0, **numbers: float) -> AskedHere:
+    return AskedHere(more or {}, numbers, 0, last_accepted)
 
 
 def trained(
@@ -144,7 +144,7 @@ def test_each_step_goes_along_the_corrected_gradient_and_the_mean_is_of_the_raw_
         def tensors(self) -> Tensors:
             return {"w": weight.detach().clone()}
 
-    answer, kept = scaffold.local(Squares(), asked({"control": {"w": c}}, last_taken=1), {"control.w": own})
+    answer, kept = scaffold.local(Squares(), asked({"control": {"w": c}}, last_accepted=1), {"control.w": own})
     mean = torch.stack(raw).mean(0)
     assert kept["control.w"] == pytest.approx(mean)
     assert answer.arrays["control"]["w"] == pytest.approx(mean - own)
@@ -155,15 +155,15 @@ def test_each_step_goes_along_the_corrected_gradient_and_the_mean_is_of_the_raw_
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> app.Place:
-    return app.Place(consortium.write_dataset(tmp_path / "data", DATASET), HOSPITAL, tmp_path / "folder")
+def place(tmp_path: Path) -> app.HospitalConfig:
+    return app.HospitalConfig(consortium.write_dataset(tmp_path / "data", DATASET), HOSPITAL, tmp_path / "folder")
 
 
-def ask(place: app.Place, tensors: Tensors, control: Tensors, number: int, taken: int) -> RecordDict:
+def ask(place: app.HospitalConfig, tensors: Tensors, control: Tensors, number: int, taken: int) -> RecordDict:
     """What the hospital answers to a round of SCAFFOLD."""
     config: dict[str, Any] = {"experiment": "test", "seed": 42, "settings": SETTINGS.model_dump_json()}
     config["vocabulary"] = DATASET.vocabulary.digest
-    config |= {"round": number, "serial": number, "first-epoch": number, "epochs": 1, "taken": taken}
+    config |= {"round": number, "serial": number, "first-epoch": number, "epochs": 1, "last-accepted": taken}
     config |= {"algorithm": "scaffold", "exchange": 0}
     config |= {"train": True, "score": False, "only-hospital": False, "keep-optimizer": False}
     config |= {"bfloat16": False, "changed-rows": False}
@@ -180,7 +180,7 @@ def ask(place: app.Place, tensors: Tensors, control: Tensors, number: int, taken
 
 
 def test_a_hospital_is_corrected_by_the_servers_variate_minus_its_own_and_tells_how_its_own_moved(
-    place: app.Place,
+    place: app.HospitalConfig,
 ) -> None:
     start, zero = shared(), {name: torch.zeros_like(t) for name, t in shared().items()}
     draws = torch.Generator().manual_seed(3)
@@ -326,7 +326,7 @@ def test_a_partition_is_the_hospitals_part_of_the_dataset_and_opens_no_other(tmp
         read_partition(data, 99)
 
 
-def test_records_that_are_replaced_during_a_run_are_refused(place: app.Place) -> None:
+def test_records_that_are_replaced_during_a_run_are_refused(place: app.HospitalConfig) -> None:
     start, zero = shared(), {name: torch.zeros_like(t) for name, t in shared().items()}
     ask(place, start, zero, 1, taken=0)
     path = place.partition / "hospitals" / str(HOSPITAL) / "records.parquet"
@@ -335,7 +335,7 @@ def test_records_that_are_replaced_during_a_run_are_refused(place: app.Place) ->
         ask(place, start, zero, 2, taken=1)
 
 
-def test_folders_are_for_their_owner_alone(place: app.Place) -> None:
+def test_folders_are_for_their_owner_alone(place: app.HospitalConfig) -> None:
     start, zero = shared(), {name: torch.zeros_like(t) for name, t in shared().items()}
     ask(place, start, zero, 1, taken=0)
     folders = [place.folder, *(path for path in place.folder.rglob("*") if path.is_dir())]

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hospital_client.app import Place, make_app
+from hospital_client.app import HospitalConfig, make_app
 from hospital_client.check import look
 from hospital_client.launch import HospitalPlace, launch
 from hospital_client.one_agreement import sizes_and_digest
@@ -21,7 +21,7 @@ from server import exchange
 from server.exchange import content_of
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
-from server.told import Told
+from server.told import StatusFile
 from server.vocabulary_agreement import agree
 from shared_model.errors import TemptError
 from shared_model.files import read_json, write_json
@@ -39,19 +39,21 @@ RULES = AgreementRules(minimum_count=5, **LOOSE)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> HospitalConfig:
     """Hospital 3 with raw tables, in which 61 stays are."""
     raw = RawConsortium(tmp_path, make_tables(4))
-    return Place(raw.raw[3], 3, tmp_path / "state", is_raw=True)
+    return HospitalConfig(raw.raw[3], 3, tmp_path / "state", is_raw=True)
 
 
-def agreed(place: Place, rules: AgreementRules = RULES) -> tuple[Vocabulary, Listening]:
+def agreed(place: HospitalConfig, rules: AgreementRules = RULES) -> tuple[Vocabulary, Listening]:
     """What the hospital agrees on with itself, and all that it answered."""
     grid = Listening({3: place})
-    return agree(grid, rules, Told(), timeout=None, expected=1, least=1).vocabulary, grid
+    return agree(grid, rules, StatusFile(), timeout=None, expected=1, least=1).vocabulary, grid
 
 
-def asked(place: Place, kind: str, *, records: dict[str, ConfigRecord] | None = None, **more: str | int) -> Message:
+def asked(
+    place: HospitalConfig, kind: str, *, records: dict[str, ConfigRecord] | None = None, **more: str | int
+) -> Message:
     fixed = {"minimum-count": 1, "min-records": 1, "seed": 42, "experiment": "x", "vocabulary": "f" * 64}
     config = ConfigRecord({**fixed, "settings": consortium.settings().model_dump_json()} | more)
     message = plain_message(RecordDict({"config": config} | (records or {})), f"query.{kind}", 3, number=1)
@@ -64,12 +66,12 @@ def cut_of(vocabulary: Vocabulary, diagnoses: int) -> dict[str, ConfigRecord]:
     return {"cut": ConfigRecord({name: content[name] for name in ("diagnoses", "procedures", "medications")})}
 
 
-def greeted(place: Place, vocabulary: Vocabulary, seed: int = 42) -> Message:
+def greeted(place: HospitalConfig, vocabulary: Vocabulary, seed: int = 42) -> Message:
     records = {"vocabulary": ConfigRecord({**vocabulary.content()})}
     return asked(place, "hello", records=records, vocabulary=vocabulary.digest, seed=seed)
 
 
-def lonely(folder: Path, *diagnoses: str, common: int = 59) -> Place:
+def lonely(folder: Path, *diagnoses: str, common: int = 59) -> HospitalConfig:
     """Hospital 7: stays with diagnosis A, then one for each word, with a diagnosis a letter."""
     sets = ["A"] * common + list(diagnoses)
     stays = range(1, len(sets) + 1)
@@ -79,7 +81,7 @@ def lonely(folder: Path, *diagnoses: str, common: int = 59) -> Place:
         "treatment": [(stay, "t", 1) for stay in stays],
         "medication": [(stay, 5, "D", "No") for stay in stays],
     }
-    return Place(write_tables(folder / "raw", tables), 7, folder / "state", is_raw=True)
+    return HospitalConfig(write_tables(folder / "raw", tables), 7, folder / "state", is_raw=True)
 
 
 def tiny(diagnoses: list[str]) -> Vocabulary:
@@ -97,7 +99,7 @@ def diagnoses_of(reply: Message) -> list[str]:
     return list(map(str, reply.content.config_records["codes"]["diagnoses"]))  # type: ignore[arg-type]
 
 
-def assert_refused_round(place: Place, kind: str, vocabulary: Vocabulary) -> None:
+def assert_refused_round(place: HospitalConfig, kind: str, vocabulary: Vocabulary) -> None:
     common: dict[str, Any] = {"vocabulary": vocabulary.digest, "experiment": "x", "seed": 42, "settings": Settings()}
     exchange = {
         "round": 1,
@@ -105,7 +107,7 @@ def assert_refused_round(place: Place, kind: str, vocabulary: Vocabulary) -> Non
         "exchange": 0,
         "first_epoch": 1,
         "epochs": 1,
-        "taken": 0,
+        "last_accepted": 0,
         "algorithm": "fedavg",
     }
     switches = dict.fromkeys(("train", "score", "only_hospital", "keep_optimizer", "bfloat16", "changed_rows"), False)
@@ -119,14 +121,14 @@ def assert_refused_round(place: Place, kind: str, vocabulary: Vocabulary) -> Non
     assert reply.has_error() and (reply.error.reason or "").startswith("TemptError at one_agreement.py:")
 
 
-def lines_of(place: Place) -> list[dict[str, Any]]:
+def lines_of(place: HospitalConfig) -> list[dict[str, Any]]:
     """The ledger, but for errors."""
     lines = [json.loads(line) for line in place.ledger().read_text().splitlines()]
     return [line for line in lines if "error" not in line["texts"]]
 
 
 def test_a_server_that_invented_a_cut_was_told_how_many_stays_have_its_code(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: HospitalConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     vocabulary, _ = agreed(place)
     before = lines_of(place)
@@ -145,7 +147,7 @@ def test_a_server_that_invented_a_cut_was_told_how_many_stays_have_its_code(
 
 @pytest.mark.parametrize("other", [{"minimum-count": 7}, {"min-records": 9}])
 def test_a_server_that_repeated_a_cut_with_other_limits_was_told_more_of_it(
-    place: Place, other: dict[str, int]
+    place: HospitalConfig, other: dict[str, int]
 ) -> None:
     vocabulary, _ = agreed(place)
     (place.folder / "agreement.json").unlink()
@@ -155,7 +157,7 @@ def test_a_server_that_repeated_a_cut_with_other_limits_was_told_more_of_it(
 
 
 def test_a_server_that_invented_a_vocabulary_was_told_how_many_records_have_its_code(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: HospitalConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     vocabulary, _ = agreed(place)
     assert not greeted(place, vocabulary).has_error()
@@ -166,7 +168,7 @@ def test_a_server_that_invented_a_vocabulary_was_told_how_many_records_have_its_
     assert not greeted(place, vocabulary).has_error()
 
 
-def test_an_agreement_that_is_repeated_is_answered_again_in_the_same_words(place: Place) -> None:
+def test_an_agreement_that_is_repeated_is_answered_again_in_the_same_words(place: HospitalConfig) -> None:
     first, heard = agreed(place)
     kept = (place.folder / "agreement.json").read_bytes()
     again, heard_again = agreed(place)
@@ -178,14 +180,14 @@ def test_an_agreement_that_is_repeated_is_answered_again_in_the_same_words(place
         assert not asked(place, "hello", records=records, vocabulary=first.digest, seed=seed).has_error()
 
 
-def test_counts_of_tables_that_had_changed_were_told_beside_those_before(place: Place, tmp_path: Path) -> None:
+def test_counts_of_tables_that_had_changed_were_told_beside_those_before(place: HospitalConfig, tmp_path: Path) -> None:
     assert not asked(place, "vocabulary_counts").has_error()
     changed = make_tables(5, {3: 61})
     assert asked(replace(place, partition=write_tables(tmp_path / "new", changed)), "vocabulary_counts").has_error()
     assert not asked(place, "vocabulary_counts").has_error()
 
 
-def test_counts_were_told_for_every_minimum_in_turn(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_counts_were_told_for_every_minimum_in_turn(place: HospitalConfig, caplog: pytest.LogCaptureFixture) -> None:
     """Which is how many stays have each code."""
     answered = [not asked(place, "vocabulary_counts", **{"minimum-count": least}).has_error() for least in range(1, 20)]
     assert answered == [True] * 5 + [False] * 14, "the hospital's own minimum is 5, the larger holds"
@@ -224,7 +226,7 @@ def test_a_hospital_without_a_part_in_the_agreement_is_left_out_of_the_federatio
     place = lonely(tmp_path, "A", "B")
     remaining = asked(place, "vocabulary_remaining", records=cut_of(tiny(["A"]), 9), **{"min-records": 61})
     assert remaining.content.metric_records["metrics"]["records"] == 0
-    plan = exchange.Plan("test", 42, Settings(), FederationSettings(), tiny(["A"]))
+    plan = exchange.SeedPlan("test", 42, Settings(), FederationSettings(), tiny(["A"]))
     found, refused = exchange.greet(InProcessGrid({7: place}, None), plan)
     assert found == [] and list(refused.values()) == ["hospital 7 has 0 records, expected at least 1"]
     assert not (place.folder / "prepared").exists()
@@ -248,7 +250,7 @@ def test_tables_that_changed_told_how_many_stays_they_had_gained(tmp_path: Path)
     assert number_of(greeted(place, tiny(["A"]))) == 60
 
 
-def test_records_that_were_kept_were_told_below_a_minimum_that_was_raised(place: Place) -> None:
+def test_records_that_were_kept_were_told_below_a_minimum_that_was_raised(place: HospitalConfig) -> None:
     vocabulary, _ = agreed(place)
     assert not greeted(place, vocabulary).has_error()
     assert greeted(replace(place, minimum_count=1000), vocabulary).has_error()
@@ -339,7 +341,7 @@ def test_no_order_of_requests_gives_two_numbers_of_records_or_counts_at_two_mini
         assert all(isinstance(number, int) and number >= 5 for number in told)
 
 
-def test_the_ledger_did_not_tell_what_was_asked(place: Place) -> None:
+def test_the_ledger_did_not_tell_what_was_asked(place: HospitalConfig) -> None:
     vocabulary, _ = agreed(place)
     greeted(place, vocabulary)
     counts, remaining, hello = lines_of(place)
@@ -354,7 +356,7 @@ def test_the_ledger_did_not_tell_what_was_asked(place: Place) -> None:
 # ------------------------------------------------------------------------------------------------ few records
 
 
-def test_fewer_records_than_the_minimum_were_counted_for_the_server(place: Place) -> None:
+def test_fewer_records_than_the_minimum_were_counted_for_the_server(place: HospitalConfig) -> None:
     vocabulary, _ = agreed(place)
     records = {}
     for minimum in (1, 1000):
@@ -367,15 +369,15 @@ def test_fewer_records_than_the_minimum_were_counted_for_the_server(place: Place
 
 def test_a_hospital_with_fewer_records_than_its_minimum_is_left_out_of_an_agreement(tmp_path: Path) -> None:
     raw = RawConsortium(tmp_path, make_tables(4))
-    places = {h: Place(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()}
+    places = {h: HospitalConfig(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()}
     places[21] = replace(places[21], minimum_count=1000)
     rules = AgreementRules(minimum_count=1, **LOOSE)
-    found = agree(InProcessGrid(places, None), rules, Told(), timeout=None, expected=3, least=2)
+    found = agree(InProcessGrid(places, None), rules, StatusFile(), timeout=None, expected=3, least=2)
     assert found.left_out == {"hospital 21": "0 records, expected at least 1"} and found.records[21] == 0
 
 
 def test_fewer_records_than_the_minimum_were_told_by_a_greeting_or_a_round(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: HospitalConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     vocabulary, _ = agreed(place)
     place = replace(place, minimum_count=1000)
@@ -394,7 +396,7 @@ def test_a_rare_medication_was_counted_by_a_vocabulary_after_counts_without_a_cu
         "treatment": [(stay, "t", 1) for stay in stays],
         "medication": [(stay, 5 if stay < 60 else 666, "D", "No") for stay in stays],
     }
-    place = Place(write_tables(tmp_path / "raw", tables), 7, tmp_path / "state", is_raw=True)
+    place = HospitalConfig(write_tables(tmp_path / "raw", tables), 7, tmp_path / "state", is_raw=True)
     told = asked(place, "vocabulary_counts", **{"minimum-count": 5}).content.array_records["arrays"]
     assert (told["medications"].numpy().tolist(), told["medication-counts"].numpy().tolist()) == ([5], [59])
     assert number_of(greeted(place, Vocabulary(("A",), ("t",), (5, 666), ("D", "E")))) == 59

@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from hospital_client import app
-from hospital_client.app import Place, make_app
+from hospital_client.app import HospitalConfig, make_app
 from hospital_client.watchdog import TimeIsOver, time_limit
 from server import exchange
 from server.federation_settings import FederationSettings
@@ -79,10 +79,10 @@ def test_an_answer_that_takes_too_long_is_an_error_that_names_no_data(
 ) -> None:
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
     monkeypatch.setattr(app, "_partition", lambda place: time.sleep(60))
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(timeout=0.5), consortium.VOCABULARY)
+    plan = exchange.SeedPlan("test", 42, consortium.settings(), FederationSettings(timeout=0.5), consortium.VOCABULARY)
     message = plain_message(exchange.content_of(Hello(**plan.common()), {}), "query.hello")
     context = Context(run_id=0, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    reply = make_app(lambda context: Place(data, 3, tmp_path))(message, context)
+    reply = make_app(lambda context: HospitalConfig(data, 3, tmp_path))(message, context)
     assert reply.error.code == HOSPITALS_ERROR
     assert reply.error.reason is not None and reply.error.reason.startswith("TimeIsOver at ")
 
@@ -101,7 +101,7 @@ def test_no_server_can_ask_a_deployed_hospital_for_work_without_an_end(
     monkeypatch.setattr(app, "time_limit", limit)
     context = Context(run_id=0, node_id=8, node_config={}, state=RecordDict(), run_config={})
     for alone, seconds in ((True, asked), (True, 30.0), (False, 0.0)):
-        place = Place(tmp_path, 8, tmp_path, alone=alone)
+        place = HospitalConfig(tmp_path, 8, tmp_path, deployed=alone)
         settings = consortium.settings()
         request = Hello(limit=seconds, seed=42, experiment="x", settings=settings, vocabulary="f" * 64)
         content = exchange.content_of(request, {})

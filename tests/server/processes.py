@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds
 from server.federation import Federation
 from server.federation_settings import FederationSettings
@@ -159,7 +159,7 @@ class Network:
 class Dropping(InProcessGrid):
     """The in-process Grid, which loses what hospitals reply in given rounds."""
 
-    def __init__(self, places: Mapping[int, Place], dropped: Mapping[int, Sequence[int]]) -> None:
+    def __init__(self, places: Mapping[int, HospitalConfig], dropped: Mapping[int, Sequence[int]]) -> None:
         super().__init__(places, None)
         self._dropped = {(hospital, str(number)) for hospital, numbers in dropped.items() for number in numbers}
 
@@ -178,7 +178,7 @@ def simulated(
     quorum: float = 0.5,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """The same federation in this process without these rounds' replies: test metrics by hospital, and rounds."""
-    grid = Dropping({h: Place(data, h, run) for h in hospitals}, dropped)
+    grid = Dropping({h: HospitalConfig(data, h, run) for h in hospitals}, dropped)
     settings, vocabulary = consortium.settings(pretraining__epochs=str(epochs)), consortium.VOCABULARY
     federation = FederationSettings(timeout=3600.0, quorum=quorum)
     whole = Federation(run, vocabulary, settings, federation, ("tempt",), False, len(hospitals), 1)

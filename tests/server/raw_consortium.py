@@ -11,12 +11,12 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.partition import read_partition
 from server import exchange
 from server.federation_settings import FederationSettings
 from server.plain_message import plain_message
-from server.told import Told
+from server.told import StatusFile
 from server.vocabulary_agreement import Agreement, agree
 from shared_model.errors import TemptError
 from shared_model.records import RecordSet
@@ -79,16 +79,16 @@ class RawConsortium:
         self.all = write_tables(folder / "all", tables)
         self.raw = {number: write_tables(folder / "raw" / str(number), own) for number, own in self.own.items()}
 
-    def places(self, minimum_count: int = 1) -> dict[int, Place]:
+    def places(self, minimum_count: int = 1) -> dict[int, HospitalConfig]:
         """Hospitals that have answered nobody yet: each call gives them other folders."""
         self.states += 1
         state = self.folder / "state" / str(self.states)
         return {
-            number: Place(
+            number: HospitalConfig(
                 raw,
                 number,
                 write_policy(state / str(number)),
-                alone=True,
+                deployed=True,
                 is_raw=True,
                 minimum_count=minimum_count,
             )
@@ -99,7 +99,7 @@ class RawConsortium:
 class Listening(InProcessGrid):
     """Keeps every reply, by kind and hospital; all that is sent travels in Flower's own bytes."""
 
-    def __init__(self, places: Mapping[int, Place]) -> None:
+    def __init__(self, places: Mapping[int, HospitalConfig]) -> None:
         super().__init__(places, None)
         self.replies: list[tuple[str, int, Message]] = []
 
@@ -129,14 +129,14 @@ def _travelled(content: RecordDict) -> RecordDict:
     )
 
 
-def agreed(places: dict[int, Place], minimum_count: int = 1, least: int = 1, **rules: int) -> Agreement:
+def agreed(places: dict[int, HospitalConfig], minimum_count: int = 1, least: int = 1, **rules: int) -> Agreement:
     chosen = AgreementRules(minimum_count=minimum_count, **LOOSE | rules)
-    return agree(InProcessGrid(places, None), chosen, Told(), timeout=None, expected=len(places), least=least)
+    return agree(InProcessGrid(places, None), chosen, StatusFile(), timeout=None, expected=len(places), least=least)
 
 
-def records_under(vocabulary: Vocabulary, places: dict[int, Place], min_records: int) -> dict[int, RecordSet]:
+def records_under(vocabulary: Vocabulary, places: dict[int, HospitalConfig], min_records: int) -> dict[int, RecordSet]:
     """What each hospital that is let in prepared when it was greeted."""
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(), vocabulary)
+    plan = exchange.SeedPlan("test", 42, consortium.settings(), FederationSettings(), vocabulary)
     found = {}
     for hospital, place in places.items():
         try:

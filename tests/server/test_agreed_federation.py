@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.partition import read_partition
 from hospital_client.preparation import prepare
 from hospital_client.preparation_options import PreparationOptions
@@ -33,7 +33,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> RawConsortium:
     return RawConsortium(tmp_path_factory.mktemp("consortium"), make_tables(4))
 
 
-def places_of(raw: RawConsortium, folder: Path) -> dict[int, Place]:
+def places_of(raw: RawConsortium, folder: Path) -> dict[int, HospitalConfig]:
     return {h: replace(place, folder=write_policy(folder / str(h))) for h, place in raw.places().items()}
 
 
@@ -57,7 +57,9 @@ def test_a_federation_from_raw_tables_gives_the_bits_of_one_on_prepared_records(
 ) -> None:
     options = PreparationOptions(min_records=10, top_medications=9, top_procedures=11)
     prepare(raw.all, tmp_path / "dataset", options)
-    places = {h: Place(tmp_path / "dataset", h, write_policy(tmp_path / str(h)), alone=True) for h in raw.raw}
+    places = {
+        h: HospitalConfig(tmp_path / "dataset", h, write_policy(tmp_path / str(h)), deployed=True) for h in raw.raw
+    }
     expected = run_federation(
         InProcessGrid(places, None), federation(tmp_path / "run", vocabulary=str(tmp_path / "dataset"))
     )
@@ -141,7 +143,7 @@ def test_a_hospital_with_too_few_records_is_not_let_in(raw: RawConsortium, tmp_p
 def test_records_are_prepared_anew_only_where_vocabulary_or_tables_changed(raw: RawConsortium, tmp_path: Path) -> None:
     vocabulary = agreed(raw.places(), 2).vocabulary
     own = write_tables(tmp_path / "raw", raw.own[3])
-    place = Place(own, 3, tmp_path / "state", is_raw=True)
+    place = HospitalConfig(own, 3, tmp_path / "state", is_raw=True)
 
     def greeted(vocabulary: Vocabulary) -> tuple[int, float]:
         records_under(vocabulary, {3: place}, 1)
@@ -166,4 +168,4 @@ def test_raw_tables_of_others_are_refused(raw: RawConsortium, tmp_path: Path) ->
     with pytest.raises(
         TemptError, match=r"patient.csv: holds stays of hospital 8, 21, expected hospital 3's own alone"
     ):
-        agreed({3: Place(raw.all, 3, tmp_path, is_raw=True)})
+        agreed({3: HospitalConfig(raw.all, 3, tmp_path, is_raw=True)})

@@ -11,12 +11,12 @@ import pytest
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.preparation import prepare
 from hospital_client.preparation_options import PreparationOptions
 from server import exchange
 from server.federation_settings import FederationSettings
-from server.told import Told
+from server.told import StatusFile
 from server.vocabulary_agreement import Agreement, agree
 from shared_model.errors import TooFewHospitals
 from shared_model.vocabulary import read_vocabulary
@@ -146,7 +146,7 @@ def tampered(raw: RawConsortium, group: str, change: Change) -> Agreement:
     grid = HandOnTheLine(raw.places(), tamper, hospital=BAD, group=group)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
-        return agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=60, expected=3, least=2)
+        return agree(grid, AgreementRules(minimum_count=2, **LOOSE), StatusFile(), timeout=60, expected=3, least=2)
 
 
 @pytest.mark.parametrize("fault", COUNTS)
@@ -225,7 +225,7 @@ def test_a_hospital_that_says_that_it_is_another_is_not_believed(raw: RawConsort
                 yield reply
 
     grid = Named(raw.places())
-    found = agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=None, expected=3, least=2)
+    found = agree(grid, AgreementRules(minimum_count=2, **LOOSE), StatusFile(), timeout=None, expected=3, least=2)
     assert found.left_out == {f"node {BAD}": f"its key is hospital-{BAD}'s, but it says that it is hospital 3"}
     assert found.vocabulary == without.vocabulary
 
@@ -234,12 +234,12 @@ def test_a_hospital_whose_records_are_prepared_cannot_be_counted(raw: RawConsort
     options = PreparationOptions(min_records=1)
     prepare(raw.raw[BAD], tmp_path / "dataset", options)
     digest = read_vocabulary(tmp_path / "dataset" / "vocabulary.json").digest
-    places = raw.places() | {BAD: Place(tmp_path / "dataset", BAD, tmp_path / "state")}
+    places = raw.places() | {BAD: HospitalConfig(tmp_path / "dataset", BAD, tmp_path / "state")}
     found = agreed(places, 2)
     assert list(found.left_out) == [f"node {BAD}"]
     assert f"prepared under the vocabulary '{digest[:12]}'" in found.left_out[f"node {BAD}"]
     # and it is told both digests when it is greeted
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(), found.vocabulary)
+    plan = exchange.SeedPlan("test", 42, consortium.settings(), FederationSettings(), found.vocabulary)
     hospitals, refused = exchange.greet(InProcessGrid(places, None), plan)
     assert [h.hospital for h in hospitals] == [3, 21]
     assert digest[:12] in refused[f"node {BAD}"] and found.vocabulary.digest[:12] in refused[f"node {BAD}"]

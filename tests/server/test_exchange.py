@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from server import exchange
 from server.plain_message import plain_message
-from server.told import Told
+from server.told import StatusFile
 from server.validation import Rejected
 from shared_model.messages import CountCodes
 from tests.server.federations import Clock
@@ -164,7 +164,9 @@ def greeted(line: Line, expected: int, refuses: Callable[[int], bool]) -> tuple[
         return hospital
 
     request = CountCodes(minimum_count=1, min_records=1)
-    found, refused = exchange.ask_everybody(line, request, {}, "hello", 60.0, Told(), expected=expected, read=read)
+    found, refused = exchange.ask_everybody(
+        line, request, {}, "hello", 60.0, StatusFile(), expected=expected, read=read
+    )
     return sorted(found), refused
 
 

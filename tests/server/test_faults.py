@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds, tuning
 from server.federation_settings import FederationSettings
 from shared_model import checkpoint
@@ -31,7 +31,9 @@ Tamper = Callable[[Message], Message | None]
 class HandOnTheLine(InProcessGrid):
     """Replies of one hospital in one round go through `tamper`; None swallows one."""
 
-    def __init__(self, places: dict[int, Place], tamper: Tamper, hospital: int = BAD, group: str = "2") -> None:
+    def __init__(
+        self, places: dict[int, HospitalConfig], tamper: Tamper, hospital: int = BAD, group: str = "2"
+    ) -> None:
         super().__init__(places, None)
         self._tamper, self._hospital, self._group = tamper, hospital, group
 
@@ -55,9 +57,9 @@ def federate(
     data: Path, run: Path, tamper: Tamper, *, group: str = "2", **federation: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[Any, ...]]:
     """Pretraining and tuning; their results."""
-    places = {h: Place(data, h, run) for h in consortium.SIZES}
+    places = {h: HospitalConfig(data, h, run) for h in consortium.SIZES}
     grid = HandOnTheLine(places, tamper, group=group)
-    plan = exchange.Plan(
+    plan = exchange.SeedPlan(
         "test", 42, SETTINGS, FederationSettings(**{"timeout": 3600.0, **federation}), DATASET.vocabulary
     )
     files = FitFiles.of(run, 42, PRETRAINING, 0)
@@ -273,16 +275,20 @@ def test_a_hello_that_is_wrong_leaves_that_hospital_out_by_name_and_no_other(
 ) -> None:
     monkeypatch.setattr(exchange, "time", Clock())
     tamper, words = HELLOS[hello]
-    grid = HandOnTheLine({h: Place(data, h, tmp_path) for h in consortium.SIZES}, tamper, group="hello")
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(timeout=60), DATASET.vocabulary)
+    grid = HandOnTheLine({h: HospitalConfig(data, h, tmp_path) for h in consortium.SIZES}, tamper, group="hello")
+    plan = exchange.SeedPlan("test", 42, SETTINGS, FederationSettings(timeout=60), DATASET.vocabulary)
     hospitals, refused = exchange.greet(grid, plan)
     assert [h.hospital for h in hospitals] == [3, 21, 34]
     assert list(refused) == ["node 8"] and words in refused["node 8"], refused
 
 
 def test_two_nodes_that_say_they_are_one_hospital_are_both_left_out(data: Path, tmp_path: Path) -> None:
-    places = {1: Place(data, 3, tmp_path), 2: Place(data, 3, tmp_path), 3: Place(data, 8, tmp_path)}
-    plan = exchange.Plan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
+    places = {
+        1: HospitalConfig(data, 3, tmp_path),
+        2: HospitalConfig(data, 3, tmp_path),
+        3: HospitalConfig(data, 8, tmp_path),
+    }
+    plan = exchange.SeedPlan("test", 42, SETTINGS, FederationSettings(), DATASET.vocabulary)
     hospitals, refused = exchange.greet(InProcessGrid(places, None), plan)
     assert [h.hospital for h in hospitals] == [8]
     assert refused == {"hospital 3": "2 nodes say that they are it; none can be believed"}

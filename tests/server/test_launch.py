@@ -20,7 +20,7 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
 from hospital_client import egress
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.launch import HospitalPlace, _Ledger, _supernode, reason
 from server import exchange, front
 from server.control import Control
@@ -250,8 +250,8 @@ def test_a_key_registered_for_another_hospital_leaves_that_node_out(tmp_path: Pa
             return [NodeInfo(node_id=1, name="hospital-3"), NodeInfo(node_id=2, name="hospital-21")]
 
     data = consortium.write_dataset(tmp_path / "data", consortium.make_dataset())
-    grid = Named({1: Place(data, 3, tmp_path), 2: Place(data, 8, tmp_path)}, None)
-    plan = exchange.Plan("test", 42, consortium.settings(), FederationSettings(), consortium.VOCABULARY)
+    grid = Named({1: HospitalConfig(data, 3, tmp_path), 2: HospitalConfig(data, 8, tmp_path)}, None)
+    plan = exchange.SeedPlan("test", 42, consortium.settings(), FederationSettings(), consortium.VOCABULARY)
     hospitals, refused = exchange.greet(grid, plan)
     assert [h.hospital for h in hospitals] == [3]
     assert refused == {"node 2": "its key is hospital-21's, but it says that it is hospital 8"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord, RecordDict
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds
 from server.federation_settings import FederationSettings
 from server.plain_message import array_record, plain_message
@@ -29,8 +29,8 @@ def pretrain(folder: Path, sets: dict[str, str], sizes: dict[int, int] = SIZES, 
     dataset = consortium.make_dataset(consortium.make_records(sizes))
     data = consortium.write_dataset(folder / "dataset", dataset)
     settings = consortium.settings(pretraining__patience="99", pretraining__learning_rate="0.03", **sets)
-    plan = exchange.Plan("x", 42, settings, FederationSettings(**federation), dataset.vocabulary, expected=3)
-    grid = InProcessGrid({h: Place(data, h, folder) for h in sizes}, None)
+    plan = exchange.SeedPlan("x", 42, settings, FederationSettings(**federation), dataset.vocabulary, expected=3)
+    grid = InProcessGrid({h: HospitalConfig(data, h, folder) for h in sizes}, None)
     hospitals, _ = exchange.greet(grid, plan)
     files = FitFiles.of(folder, 42, PRETRAINING, 0)
     return rounds.pretrain(grid, plan, hospitals, initial_tensors(settings, dataset, 42), files, lambda row: None)
@@ -65,7 +65,7 @@ def test_no_honest_hospital_is_refused_for_vectors_of_zeros(tmp_path: Path) -> N
 @pytest.mark.parametrize("below, taken", [(0.0, True), (0.02, False)])
 def test_a_loss_is_taken_down_to_what_the_settings_allow(tmp_path: Path, below: float, taken: bool) -> None:
     dataset, settings = consortium.make_dataset(), consortium.settings()
-    plan = exchange.Plan("x", 42, settings, FederationSettings(), dataset.vocabulary)
+    plan = exchange.SeedPlan("x", 42, settings, FederationSettings(), dataset.vocabulary)
     hospital = exchange.Hospital(8, 2, 2, 0, 1)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     state = rounds._Rounds(plan, [hospital], {"w": np.ones(2, np.float32)}, files)

@@ -13,7 +13,7 @@ from server.front import FrontPlace, front_configuration
 from server.keys import make_keys
 from server.launch import ServerPlace, launch
 from server.network import Network, facts_file, own_folder, status_table
-from server.told import STATUS, Told, read_status
+from server.told import STATUS, StatusFile, read_status
 from shared_model.errors import TemptError
 from shared_model.files import locked
 from sim.cli import run as tempt
@@ -148,7 +148,7 @@ def test_what_nginx_would_read_as_its_own_is_told_as_it_is(network: Network) -> 
 def test_status_tells_state_rounds_and_the_last_rejection(network: Network) -> None:
     network.register(public(network, 5), 5)
     network.register(public(network, 7), 7)
-    told = Told(network.own / STATUS)
+    told = StatusFile(network.own / STATUS)
     told.say("round 3: waiting up to 60 s for the replies of 2 hospitals")
     told.hospitals({5: {"node": 1001, "records": 30, "last_round": 2, "missed": 1, "rejected": ["round 1: NaN"]}})
     running, rows, lines, _ = network.status()
@@ -162,7 +162,7 @@ def test_status_tells_state_rounds_and_the_last_rejection(network: Network) -> N
 
 def test_status_tells_no_state_where_flower_tells_none(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     network.register(public(network, 5), 5)
-    told = Told(network.own / STATUS)
+    told = StatusFile(network.own / STATUS)
     told.hospitals({5: {"node": 77, "records": 30, "last_round": 2, "missed": 0, "rejected": []}})
     _, rows, _, _ = network.status()
     assert rows["5"]["state"] == "offline", "the node of a SuperNode before"
@@ -191,7 +191,7 @@ def test_a_key_is_not_replaced_while_flower_does_not_tell_whether_the_older_one_
 
 
 def test_lines_beyond_the_last_hundreds_are_dropped_and_counted(tmp_path: Path) -> None:
-    told = Told(tmp_path / STATUS)
+    told = StatusFile(tmp_path / STATUS)
     for number in range(250):
         told.say(str(number))
     content = json.loads((tmp_path / STATUS).read_text())
@@ -233,6 +233,6 @@ def test_without_tls_the_server_stays_on_the_loopback(
 
 
 def test_the_largest_numbers_that_flower_and_hospitals_have_are_read_again(tmp_path: Path) -> None:
-    told = Told(tmp_path / STATUS)
+    told = StatusFile(tmp_path / STATUS)
     told.hospitals({2**63 - 1: {"node": 2**64 - 1, "records": 30, "last_round": 2, "missed": 0, "rejected": []}})
     assert read_status(tmp_path / STATUS)["hospitals"][str(2**63 - 1)]["node"] == 2**64 - 1

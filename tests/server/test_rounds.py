@@ -86,7 +86,7 @@ class Made(Grid):
             records["arrays"] = ArrayRecord({n: Array(a) for n, a in arrays.items()})
             if "control" in message.content:
                 # a hospital whose raw gradient is minus its step, so that c_i+ - c_i is told
-                own = self._step(hospital.hospital, number - 1) if config["taken"] else 0.0
+                own = self._step(hospital.hospital, number - 1) if config["last-accepted"] else 0.0
                 moved = {n: np.full_like(a, -step + np.float32(own)) for n, a in INITIAL.items()}
                 records["control"] = ArrayRecord({n: Array(a) for n, a in moved.items()})
         return Message(RecordDict({"metrics": MetricRecord(numbers), **records}), reply_to=message)
@@ -97,7 +97,7 @@ def run(
 ) -> dict[str, Any]:
     settings = consortium.settings(pretraining__patience="2", pretraining__epochs="9")
     options = FederationSettings(**{"rounds": 3, **federation})
-    plan = exchange.Plan("test", 42, settings, options, consortium.VOCABULARY, expected=expected)
+    plan = exchange.SeedPlan("test", 42, settings, options, consortium.VOCABULARY, expected=expected)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exchange, "time", Clock())
@@ -246,7 +246,7 @@ def test_at_a_resumption_who_is_away_is_missed_and_who_is_new_waits(
         raise Killed
 
     settings = consortium.settings(pretraining__epochs="9")
-    plan = exchange.Plan("test", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
+    plan = exchange.SeedPlan("test", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     with pytest.raises(Killed):
         rounds.pretrain(Made(step, rising), plan, HOSPITALS, INITIAL, files, killed)
@@ -262,13 +262,16 @@ def test_a_checkpoint_of_another_experiment_is_not_gone_on_with(tmp_path: Path) 
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     settings = consortium.settings()
     state = rounds._Rounds(
-        exchange.Plan("one", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL, files
+        exchange.SeedPlan("one", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL, files
     )
     files.partial.parent.mkdir(parents=True)
     state.save(files.partial)
     with pytest.raises(TemptError, match="checkpoint of another run"):
         rounds._Rounds(
-            exchange.Plan("other", 42, settings, FederationSettings(), consortium.VOCABULARY), HOSPITALS, INITIAL, files
+            exchange.SeedPlan("other", 42, settings, FederationSettings(), consortium.VOCABULARY),
+            HOSPITALS,
+            INITIAL,
+            files,
         ).restore(files.partial)
 
 

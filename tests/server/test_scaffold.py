@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds
 from server.contributions import forget_contributions
 from server.federation_settings import FederationSettings
@@ -62,8 +62,8 @@ class Run:
         options = FederationSettings(
             **{"strategy": "scaffold", "rounds": ROUNDS, "quorum": 0.25, "timeout": 30.0} | federation
         )
-        self.plan = exchange.Plan("x", 42, SETTINGS, options, DATASET.vocabulary, expected=4)
-        self.grid = Lossy({h: Place(data, h, folder) for h in TRAIN}, None)
+        self.plan = exchange.SeedPlan("x", 42, SETTINGS, options, DATASET.vocabulary, expected=4)
+        self.grid = Lossy({h: HospitalConfig(data, h, folder) for h in TRAIN}, None)
         self.grid.late, self.grid.missed = set(), set()
         self.files = FitFiles.of(folder, 42, PRETRAINING, 0)
         self.files.partial.parent.mkdir(parents=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, flower_strategies, rounds
 from server.exchange import Hospital
 from server.federation_settings import FederationSettings
@@ -42,7 +42,9 @@ Answer = Callable[[Message], Message | None]
 class Lying(InProcessGrid):
     """Some hospitals say that they have very many records; what they answer in a round of theirs is changed."""
 
-    def __init__(self, places: dict[int, Place], changed: dict[tuple[int, str], Answer], liars: Iterable[int]) -> None:
+    def __init__(
+        self, places: dict[int, HospitalConfig], changed: dict[tuple[int, str], Answer], liars: Iterable[int]
+    ) -> None:
         super().__init__(places, None)
         self._changed, self._liars = changed, set(liars)
 
@@ -89,10 +91,10 @@ def federate(
     data = folder.parent / "dataset"
     if not data.exists():
         consortium.write_dataset(data, DATASET)
-    plan = exchange.Plan(
+    plan = exchange.SeedPlan(
         "test", 42, SETTINGS, FederationSettings(**{"timeout": 60.0, **federation}), DATASET.vocabulary
     )
-    grid = Lying({h: Place(data, h, folder) for h in consortium.SIZES}, changed, liars)
+    grid = Lying({h: HospitalConfig(data, h, folder) for h in consortium.SIZES}, changed, liars)
     files = FitFiles.of(folder, 42, PRETRAINING, 0)
     with pytest.MonkeyPatch.context() as patched:
         for module in (exchange, rounds):
@@ -298,7 +300,7 @@ def test_no_more_than_a_few_are_left_out_of_a_round() -> None:
 def test_a_checkpoint_of_before_there_was_a_step_back_is_refused(tmp_path: Path) -> None:
     """Its run's code was another, so that the run is refused before; here the file alone is older."""
     settings = consortium.settings()
-    plan = exchange.Plan("x", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
+    plan = exchange.SeedPlan("x", 42, settings, FederationSettings(rounds=3), consortium.VOCABULARY)
     hospitals = [Hospital(3, 1, 30, 5, 4), Hospital(8, 2, 10, 2, 1), Hospital(21, 3, 60, 0, 3)]
     files = FitFiles.of(tmp_path, 42, PRETRAINING, 0)
     state = rounds._Rounds(plan, hospitals, test_rounds.INITIAL, files)

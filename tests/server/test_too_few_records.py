@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds, tuning
 from server.app import run_federation
 from server.federation_settings import FederationSettings
 from server.run_config import RUN_CONFIG
-from server.told import Told
+from server.told import StatusFile
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return consortium.write_dataset(tmp_path_factory.mktemp("data") / "dataset", DATASET)
 
 
-class Heard(Told):
+class Heard(StatusFile):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
@@ -44,7 +44,7 @@ def federated(data: Path, root: Path, hospitals: list[int], **more: Any) -> tupl
     """A federation of deployed hospitals with default policies: `results.json`, and what the operator was told."""
     sets = " ".join(f"{name}={value}" for name, value in consortium.ASSIGNMENTS.items())
     config = RUN_CONFIG | {"out": str(root / "run"), "vocabulary": str(data), "hospitals": len(hospitals), "set": sets}
-    places = {h: Place(data, h, root / f"hospital-{h}", alone=True) for h in hospitals}
+    places = {h: HospitalConfig(data, h, root / f"hospital-{h}", deployed=True) for h in hospitals}
     told = Heard()
     with pytest.MonkeyPatch.context() as patched:
         for module in (exchange, rounds, tuning):
@@ -140,9 +140,9 @@ def test_a_least_number_that_is_none_is_the_hospitals_rejection(least: Any) -> N
 def test_a_policy_that_is_loosened_while_a_run_is_at_work_left_the_hospital_out(tmp_path: Path, data: Path) -> None:
     """It was greeted with too few test records, and tells metrics of them at the end: they count as none still."""
     dataset, settings = consortium.make_dataset(), consortium.settings()
-    plan = exchange.Plan("x", 42, settings, FederationSettings(), dataset.vocabulary)
+    plan = exchange.SeedPlan("x", 42, settings, FederationSettings(), dataset.vocabulary)
     whole = consortium.write_dataset(tmp_path / "dataset", dataset)
-    grid = InProcessGrid({h: Place(whole, h, tmp_path / str(h)) for h in consortium.SIZES}, None)
+    grid = InProcessGrid({h: HospitalConfig(whole, h, tmp_path / str(h)) for h in consortium.SIZES}, None)
     there, _ = exchange.greet(grid, plan)
     hospitals = [replace(h, test=0, too_few=("test",)) if h.hospital == 8 else h for h in there]
     shared = initial_tensors(settings, dataset, 42)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds, tuning
 from server.federation import Federation
 from server.federation_settings import FederationSettings
@@ -30,7 +30,9 @@ class Forgetful(InProcessGrid):
     """
 
     def __init__(self, data: Path, run: Path, away: set[int] = frozenset(), lost: Mapping[int, int] | None = None):  # type: ignore[assignment]
-        super().__init__({h: Place(data, h, run / f"hospital-{h}") for h in consortium.SIZES if h not in away}, None)
+        super().__init__(
+            {h: HospitalConfig(data, h, run / f"hospital-{h}") for h in consortium.SIZES if h not in away}, None
+        )
         self._lost = dict(lost or {})
         self.tuned: list[int] = []
 

@@ -17,11 +17,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.cli import launch
 from hospital_client.preparation import prepare_in_memory
 from hospital_client.preparation_options import PreparationOptions
-from server.told import Told
+from server.told import StatusFile
 from server.vocabulary_agreement import agree
 from shared_model.errors import TemptError, TooFewHospitals
 from shared_model.records import RecordSet
@@ -142,7 +142,7 @@ def test_a_hospital_tells_nothing_that_fewer_stays_have(tmp_path: Path, seed: in
     raw, minimum = RawConsortium(tmp_path, make_tables(seed)), max(asked, own)
     grid = Listening(raw.places(minimum_count=own))
     rules = AgreementRules(minimum_count=asked, min_records=1, top_medications=12, top_procedures=14)
-    agree(grid, rules, Told(), timeout=None, expected=3, least=2)
+    agree(grid, rules, StatusFile(), timeout=None, expected=3, least=2)
     cut = _cut_by_hand(raw.own, minimum)
     for hospital, tables in raw.own.items():
         counts, remaining = (grid.of(f"vocabulary_{name}")[hospital].content for name in ("counts", "remaining"))
@@ -194,11 +194,14 @@ def test_a_hospital_that_was_launched_without_a_minimum_names_no_rare_code_for_a
     tmp_path: Path,
 ) -> None:
     raw = RawConsortium(tmp_path, make_tables(1))
-    grid = Listening({h: Place(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()})
-    agree(grid, AgreementRules(minimum_count=1, **LOOSE), Told(), timeout=None, expected=3, least=2)
+    grid = Listening({h: HospitalConfig(own, h, tmp_path / "own" / str(h), is_raw=True) for h, own in raw.raw.items()})
+    agree(grid, AgreementRules(minimum_count=1, **LOOSE), StatusFile(), timeout=None, expected=3, least=2)
     for _, hospital, reply in grid.replies:
         assert secrets(reply.content, raw.own[hospital], 5) == []
-    assert inspect.signature(launch).parameters["minimum_count"].default == Place(tmp_path, 3, tmp_path).minimum_count
+    assert (
+        inspect.signature(launch).parameters["minimum_count"].default
+        == HospitalConfig(tmp_path, 3, tmp_path).minimum_count
+    )
 
 
 def test_a_hospital_with_a_code_that_is_no_line_could_not_take_part(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_a_hospital_that_is_left_out_for_its_few_records_tells_no_code_of_theirs
     grid = Listening(raw.places())
     records = agreed(raw.places()).records
     rules = AgreementRules(minimum_count=1, **LOOSE | {"min_records": min(records.values()) + 1})
-    agree(grid, rules, Told(), timeout=None, expected=3, least=1)
+    agree(grid, rules, StatusFile(), timeout=None, expected=3, least=1)
     for hospital, reply in grid.of("vocabulary_remaining").items():
         arrays = reply.content.array_records["arrays"]
         told = [arrays[name].numpy().any() for name in ("diagnoses", "procedures", "medications", "named")]
@@ -253,7 +256,7 @@ def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Pa
     raw = RawConsortium(tmp_path, make_tables(1))
     places = raw.places()
     grid = Listening(places)
-    agree(grid, AgreementRules(minimum_count=2, **LOOSE), Told(), timeout=None, expected=3, least=3)
+    agree(grid, AgreementRules(minimum_count=2, **LOOSE), StatusFile(), timeout=None, expected=3, least=3)
     for hospital, place in places.items():
         lines = [json.loads(line) for line in place.ledger().read_text().splitlines()]
         assert [line["kind"] for line in lines] == ["vocabulary_counts", "vocabulary_remaining"]
@@ -270,7 +273,7 @@ def test_every_answer_stands_in_the_ledger_with_its_names_and_sizes(tmp_path: Pa
 
 def test_a_hospital_that_fills_the_cut_by_its_word_was_not_named(tmp_path: Path) -> None:
     raw = RawConsortium(tmp_path, make_tables(4))
-    places = {h: Place(of, h, tmp_path / f"state-{h}", is_raw=True) for h, of in raw.raw.items()}
+    places = {h: HospitalConfig(of, h, tmp_path / f"state-{h}", is_raw=True) for h, of in raw.raw.items()}
     liar, rules = max(places), AgreementRules(minimum_count=5, **LOOSE)
 
     class Lies(Listening):
@@ -288,4 +291,4 @@ def test_a_hospital_that_fills_the_cut_by_its_word_was_not_named(tmp_path: Path)
 
     of = rules.top_procedures + rules.top_medications
     with pytest.raises(TooFewHospitals, match=f"; hospital {liar} alone told of {of} of the {of} procedures and medic"):
-        agree(Lies(places), rules, Told(), timeout=None, expected=len(places), least=2)
+        agree(Lies(places), rules, StatusFile(), timeout=None, expected=len(places), least=2)

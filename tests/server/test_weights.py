@@ -13,7 +13,7 @@ from flwr.app import Message, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server.app import run_federation
 from server.exchange import Hospital
 from server.run_config import RUN_CONFIG
@@ -151,7 +151,7 @@ def test_one_word_does_not_set_the_number_of_rounds(tmp_path: Path) -> None:
     hospitals = [*HOSPITALS[:2], Hospital(21, 3, 10**9, 0, 3)]
     believed, counts = (
         test_rounds.rounds._Rounds(
-            test_rounds.exchange.Plan(
+            test_rounds.exchange.SeedPlan(
                 "x", 42, settings, test_rounds.FederationSettings(), consortium.VOCABULARY, largest_share=share
             ),
             hospitals,
@@ -186,7 +186,7 @@ def federate(tmp_path: Path, grid_of: Callable[..., InProcessGrid] = Liar, **mor
     sets = " ".join(f"{n}={v}" for n, v in (consortium.ASSIGNMENTS | {"tuning.epochs": "1"}).items())
     config = RUN_CONFIG | {"vocabulary": str(data), "out": str(run), "hospitals": 4, "models": "finetune-freeze"}
     config |= {"set": sets, "rounds": 1, "timeout": 60.0} | more
-    return run_federation(grid_of({h: Place(data, h, run) for h in consortium.SIZES}, None), config)
+    return run_federation(grid_of({h: HospitalConfig(data, h, run) for h in consortium.SIZES}, None), config)
 
 
 def test_a_deployment_bounds_a_hospital_that_claims_everything_and_its_results_and_log_say_so(

@@ -18,7 +18,15 @@ OF_SEED: dict[str, Any] = {
     "limit": 1.5,
 }
 EXCHANGE: dict[str, Any] = {
-    **{"round": 3, "serial": 6, "exchange": 1, "first_epoch": 5, "epochs": 2, "taken": 4, "algorithm": "fedprox"},
+    **{
+        "round": 3,
+        "serial": 6,
+        "exchange": 1,
+        "first_epoch": 5,
+        "epochs": 2,
+        "last_accepted": 4,
+        "algorithm": "fedprox",
+    },
     **{"train": True, "score": False, "only_hospital": False, "keep_optimizer": True},
     **{"bfloat16": True, "changed_rows": False, "asked": {"proximal_mu": 0.5}},
 }

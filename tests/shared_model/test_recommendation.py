@@ -210,7 +210,7 @@ def test_representations_of_records_are_r_d_beside_r_p() -> None:
 def test_score_is_the_mean_over_hospitals_of_record_means(constant: bool) -> None:
     """Hospital 3 has three records, hospital 8 one without medications (0); by the oracle's average precision."""
     context = make_context(b=0)
-    recommender = tempt.build(context)._replace(constant=constant)
+    recommender = tempt.build(context)._replace(representation_is_frozen=constant)
     recommender.module.double()
     oracles.set_by_formula(recommender.module)
     probabilities = recommend(recommender, RECORDS, LONGEST).tolist()
@@ -229,13 +229,13 @@ def test_loss_of_constant_representations_equals_loss_of_computed_ones() -> None
     index = torch.tensor([2, 0, 3])
     losses = [
         float(
-            RecommendationTask(recommender._replace(constant=constant), RECORDS, RECORDS, context)
+            RecommendationTask(recommender._replace(representation_is_frozen=constant), RECORDS, RECORDS, context)
             .loss(index, torch.Generator())
             .detach()
         )
         for constant in (True, False)
     ]
-    assert recommender.constant
+    assert recommender.representation_is_frozen
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
 
 

@@ -17,7 +17,7 @@ import torch
 from hospital_client.partition import read_partition
 from server.control import Control
 from server.network import Network, status_table
-from server.told import Told
+from server.told import StatusFile
 from shared_model import checkpoint
 from shared_model.errors import TemptError
 from shared_model.file_forms import RunResultsBeside, read_form
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (own / "flower").mkdir(parents=True)
     Control(own / "flower", "127.0.0.1:9", None).connect()
     write_json(own / "registered.json", {"8": {"node": "123", "key": "SHA256:x", "binding": "ab"}})
-    told = Told(own / "status.json")
+    told = StatusFile(own / "status.json")
     told.hospitals({8: {"node": 123, "records": 23, "last_round": 2, "missed": 0, "rejected": ["round 1: NaN"]}})
     told.say("round 2")
     told.ended(2, "an error")

@@ -9,7 +9,7 @@ import flwr.simulation
 import pytest
 import torch
 
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from sim import engines
 from sim.commands import simulate
 from sim.request import Resolved
@@ -17,8 +17,8 @@ from sim.workers import usable_cores
 from tests.sim import consortium
 
 
-def places(threads: int) -> list[Place]:
-    return [Place(Path("data"), hospital, Path("run"), "cpu", threads) for hospital in (3, 8, 21, 34)]
+def places(threads: int) -> list[HospitalConfig]:
+    return [HospitalConfig(Path("data"), hospital, Path("run"), "cpu", threads) for hospital in (3, 8, 21, 34)]
 
 
 @pytest.mark.parametrize(

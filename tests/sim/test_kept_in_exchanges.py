@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Message
 
 import shared_model.algorithms
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from server import exchange, rounds
 from server.federation_settings import FederationSettings
 from shared_model.algorithms import algorithms
@@ -64,8 +64,8 @@ def federate(
     """The state at the end, of a server that was killed after each of its checkpoints or of none."""
     data = consortium.write_dataset(folder / "data", DATASET)
     options = FederationSettings(strategy="counting", rounds=ROUNDS, quorum=0.25, timeout=30.0)
-    plan = exchange.Plan("x", 42, SETTINGS, options, DATASET.vocabulary, expected=HOSPITALS)
-    grid = Missing({h: Place(data, h, folder) for h in consortium.SIZES}, None)
+    plan = exchange.SeedPlan("x", 42, SETTINGS, options, DATASET.vocabulary, expected=HOSPITALS)
+    grid = Missing({h: HospitalConfig(data, h, folder) for h in consortium.SIZES}, None)
     grid.lost, grid.dropped = set(lost), set()
     hospitals, _ = exchange.greet(grid, plan)
     files, save, last = FitFiles.of(folder, 42, PRETRAINING, 0), rounds._Rounds.save, State()

@@ -23,7 +23,7 @@ from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Context, Fitted, is_default, own_settings_of
 from shared_model.records import CodeSets, RecordSet, Split
 from sim.methods import chosen, method, method_names, needs
-from sim.units import FitUnit, Plan, fit_unit
+from sim.units import FitUnit, RunPlan, fit_unit
 from tests import oracles
 from tests.sim import consortium
 
@@ -246,7 +246,7 @@ def test_units_of_a_poisoned_dataset_learn_the_same_weights(tmp_path: Path) -> N
     chose: list[dict[str, dict[str, Any]]] = []
     for kind, dataset in (("clean", DATASET), ("poisoned", consortium.poisoned(DATASET, 42))):
         directory = consortium.write_dataset(tmp_path / kind / "dataset", dataset)
-        plan = Plan(tmp_path / kind / "run", directory, settings, "cpu", 1, save_scores=False, hospitals=None)
+        plan = RunPlan(tmp_path / kind / "run", directory, settings, "cpu", 1, save_scores=False, hospitals=None)
         units = [FitUnit(plan, PRETRAINING, 42, WHOLE_CONSORTIUM)] + [
             FitUnit(plan, name, 42, WHOLE_CONSORTIUM if method(name).SCOPE == "consortium" else OWN)
             for name in method_names()

@@ -185,11 +185,11 @@ ASKED = f"""
 {PUT_THERE}
 import sys
 from pathlib import Path
-from hospital_client.app import Place
+from hospital_client.app import HospitalConfig
 from hospital_client.policy import Policy, text_of
 from tests.hospital_client.policies import write_policy
 from tests.hospital_client.test_admission import refusal, sent
-place = Place(Path(sys.argv[1]), 3, Path(sys.argv[2]), alone=True)
+place = HospitalConfig(Path(sys.argv[1]), 3, Path(sys.argv[2]), deployed=True)
 print([line for line in text_of(Policy()).splitlines() if line.startswith("draw")])
 for draw in (7.0, 10.0):
     print(refusal(sent(place, "pretrain", algorithm="{NAME}", **{{"asked.draw": draw}})))

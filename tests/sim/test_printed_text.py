@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.control import Control
-from server.told import Told
+from server.told import StatusFile
 from shared_model.errors import TemptError, printable, unknown
 from shared_model.files import read_json, write_json
 from shared_model.vocabulary import Vocabulary, read_vocabulary
@@ -88,7 +88,7 @@ def test_every_verb_prints_no_control_character_of_what_is_typed_or_read(
     own = Path(f"{made}/told.server")
     (own / "flower").mkdir(parents=True)
     Control(own / "flower", "127.0.0.1:9", None).connect()
-    told = Told(own / "status.json")
+    told = StatusFile(own / "status.json")
     told.hospitals({8: {"node": 1, "records": 2, "last_round": 0, "missed": 0, "rejected": [f"round 1: {NASTY}"]}})
     told.say(NASTY)
     told.ended(2, NASTY)

@@ -16,10 +16,10 @@ from shared_model.results import write_results
 from shared_model.settings import Settings
 from sim.methods import method, method_names, needs
 from sim.results import table
-from sim.units import FitUnit, Plan
+from sim.units import FitUnit, RunPlan
 
 ABOUT = {"mode": "centralized", "dataset": {"hospitals": 3, "records": 99}}
-PLAN = Plan(Path("run"), Path("dataset"), Settings(), "cpu", 1, save_scores=False, hospitals=None)
+PLAN = RunPlan(Path("run"), Path("dataset"), Settings(), "cpu", 1, save_scores=False, hospitals=None)
 
 
 def measured(prauc: float, records: int = 2) -> dict[str, float]:

@@ -21,7 +21,7 @@ from shared_model.randomness import WHOLE_CONSORTIUM
 from shared_model.recommendation import Fitted
 from shared_model.settings import Settings
 from sim.methods import method
-from sim.units import FitUnit, Plan, context_of, fit_unit
+from sim.units import FitUnit, RunPlan, context_of, fit_unit
 from tests.sim import consortium
 
 DATASET = consortium.make_dataset()
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> FitUnit:
     """The pretraining of a run, done."""
     root = tmp_path_factory.mktemp("run")
     directory = consortium.write_dataset(root / "dataset", DATASET)
-    plan = Plan(root / "run", directory, consortium.settings(), "cpu", 2, save_scores=True, hospitals=None)
+    plan = RunPlan(root / "run", directory, consortium.settings(), "cpu", 2, save_scores=True, hospitals=None)
     unit = FitUnit(plan, PRETRAINING, 42, WHOLE_CONSORTIUM)
     fit_unit(unit, lambda row: None)
     return unit
@@ -44,7 +44,7 @@ def unit_of(base: FitUnit, model: str, hospital: int, **more: Any) -> FitUnit:
 
 
 def test_files_of_a_unit_are_its_seeds_models_and_hospitals() -> None:
-    plan = Plan(Path("run"), Path("dataset"), Settings(), "cpu", 3, save_scores=False, hospitals=None)
+    plan = RunPlan(Path("run"), Path("dataset"), Settings(), "cpu", 3, save_scores=False, hospitals=None)
     whole, own = FitUnit(plan, "full-train", 42, WHOLE_CONSORTIUM), FitUnit(plan, "tempt", 43, 8)
     trial = FitUnit(plan, "tempt", 43, 8, trial=True)
     assert [str(unit.files.tensors) for unit in (whole, own, trial)] == [
@@ -119,7 +119,7 @@ def test_unit_of_a_hospital_without_validation_records_keeps_its_last_epoch(base
 
 def test_trial_scores_every_epoch_and_keeps_nothing(base: FitUnit) -> None:
     impatient = consortium.settings(tuning__epochs="9", tuning__patience="1")
-    plan = Plan(base.plan.run, base.plan.dataset, impatient, "cpu", 1, save_scores=True, hospitals=None)
+    plan = RunPlan(base.plan.run, base.plan.dataset, impatient, "cpu", 1, save_scores=True, hospitals=None)
     unit = FitUnit(plan, "finetune-freeze", 42, 3, trial=True)
     result = fit_unit(unit, lambda row: None)
     assert [row["epoch"] for row in result["history"]] == list(range(1, 10))
@@ -135,7 +135,7 @@ def test_unit_for_chosen_epochs_fits_for_so_many(base: FitUnit) -> None:
 
 
 def test_unit_of_some_hospitals_learns_from_their_records_alone(base: FitUnit) -> None:
-    plan = Plan(base.plan.run / "some", base.plan.dataset, base.plan.settings, "cpu", 1, False, hospitals=(3, 21))
+    plan = RunPlan(base.plan.run / "some", base.plan.dataset, base.plan.settings, "cpu", 1, False, hospitals=(3, 21))
     fit_unit(unit := FitUnit(plan, "frequency", 42, WHOLE_CONSORTIUM), lambda row: None)
     train = DATASET.of_hospitals([3, 21]).split(42).train
     tensors, _ = checkpoint.load(unit.files.tensors)

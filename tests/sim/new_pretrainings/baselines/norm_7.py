@@ -66,4 +66,4 @@ def build(context: Context) -> Recommender:
         both = (module.codes, diagnoses), (procedures_of, procedures)
         return norm(torch.cat([bag(sets.codes, sets.offsets[:-1]) for bag, sets in both]))
 
-    return Recommender(module, represent, module.head, fresh=module.fresh)
+    return Recommender(module, represent, module.head, to_initialize=module.fresh)
