@@ -130,11 +130,12 @@ def make_app(place_of: Callable[[Context], HospitalConfig], *, simulated: bool =
                 torch.set_num_threads(place.threads)
                 request = asked.of(message.content.config_records[ENTRIES])
                 with time_limit(work_limit(request.limit) if place.deployed else request.limit):
-                    told |= leaving.in_the_ledger(request)
+                    told |= leaving.of_a_stranger(request)
                     policy = place.policy()
+                    number = None
                     if policy is not None:
                         number = admission.admit(place.folder, policy, request, message.content)
-                        told |= {} if number is None else {"request": number}
+                    told |= leaving.in_the_ledger(request, number)
                     reply = handler(request, message.content, place)
                 if policy is not None:
                     reply = without_too_few(kind, reply, policy)
@@ -267,7 +268,8 @@ def _pretrain(request: Pretrain, content: RecordDict, place: HospitalConfig) -> 
     if to_keep and not algorithm.hospital_keeps:
         raise ValueError("the algorithm keeps what it does not say that it keeps")
     if state is not None:
-        state.stage(request.serial, (begun.optimizer_state() if keeps else {}) | dict(to_keep))
+        own = dict(to_keep or kept or {}) if algorithm.hospital_keeps else {}  # which lasts until it keeps the next
+        state.stage(request.serial, own | (begun.optimizer_state() if keeps else {}))
     arrays = {}
     for part, kind in algorithm.tells.items():
         encode = partial(transport.encode_update, before=received) if kind == "update" else transport.encode

@@ -45,10 +45,10 @@ class KeptState:
             if self._kept.exists():
                 self._kept.replace(self._before)
             self._pending.replace(self._kept)
-        self._pending.unlink(missing_ok=True)
         if self._exchange_of(self._kept) != accepted and self._exchange_of(self._before) == accepted:
             self._before.replace(self._kept)
         if self._exchange_of(self._kept) == accepted:
+            self._pending.unlink(missing_ok=True)
             return checkpoint.load(self._kept, device)[0]
         if not accepted:
             self.forget()

@@ -13,17 +13,30 @@ from hospital_client import egress, one_agreement
 from hospital_client.reply import Reply
 from shared_model.algorithms import algorithm as algorithm_of
 from shared_model.messages import CUT, TENSORS, VOCABULARY, CountCodes, OfSeed, Pretrain, Request
+from shared_model.settings import Settings
 from shared_model.transport import Transport
 
 
-def in_the_ledger(request: Request) -> dict[str, Any]:
-    """What the ledger says of a message: its seed, settings and what its algorithm asks, as far as it has them."""
+def of_a_stranger(request: Request) -> dict[str, Any]:
+    """The same of a message that the policy has not let in yet: what has bounds, as the rest may be anything."""
+    if not isinstance(request, OfSeed):
+        return {}
+    bound = request.settings.model_dump(mode="json", include=set(Settings.model_fields))
+    return {"seed": request.seed, "settings": bound}
+
+
+def in_the_ledger(request: Request, number: int | None) -> dict[str, Any]:
+    """What the ledger says of a message: its seed, settings and what its algorithm asks, as far as it has them.
+
+    Args:
+        number: of the request, among those that the policy counts.
+    """
     if not isinstance(request, OfSeed):
         return {}
     found: dict[str, Any] = {"seed": request.seed, "settings": request.settings.model_dump(mode="json")}
     if isinstance(request, Pretrain):
         found |= {"algorithm": request.algorithm, "exchange": request.exchange, "numbers_asked": dict(request.asked)}
-    return found
+    return found if number is None else found | {"request": number}
 
 
 def content_of(

@@ -223,11 +223,13 @@ def _check_own(settings: Settings) -> None:
     """Refuse what a method has for itself unless it is the default: no operator has looked at its file's bounds.
 
     Raises:
-        Refused: a value is not the default.
+        Refused: a value is not the default, or there is no such method.
     """
     for method, values in settings.of_methods.items():
         kind = own_settings_of(adaptation(method)) if method in adaptations() else None
-        defaults = {} if kind is None else kind().model_dump(mode="json")
+        if kind is None:
+            raise Refused(f"{printable(method, 40)} is no method with settings of its own here")
+        defaults = kind().model_dump(mode="json")
         for name in sorted(values.keys() | defaults.keys()):
             found, default = json.dumps(values.get(name)), json.dumps(defaults.get(name))
             if found != default:

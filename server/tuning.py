@@ -24,11 +24,13 @@ from server.exchange import (
 )
 from server.plain_message import array_record
 from server.validation import Rejected, count_of, number_of
+from shared_model.adaptation import adaptation
 from shared_model.federated_algorithm import Arrays
 from shared_model.file_forms import Form, read_form
 from shared_model.files import private_directory, write_json
 from shared_model.messages import TENSORS, Tune
 from shared_model.metric_names import MEASURED, OF_SCORES
+from shared_model.recommendation import gives_scores
 
 _METRICS = dict.fromkeys(MEASURED, 1 + 1e-9) | {"medications": 1e6}
 _SECONDS = {"seconds.fit": 1e9, "seconds.evaluation": 1e9}
@@ -134,14 +136,15 @@ def _numbers(metrics: Mapping[str, object], models: Sequence[str], hospital: Hos
     told: Numbers = {f"least-{part}": least for part, least in few.items()}
     expected = _SECONDS | ({} if "validation" in few else _EPOCH) | ({} if "test" in few else _METRICS)
     for model in models:
+        without = frozenset() if gives_scores(adaptation(model)) else OF_SCORES
         if "test" not in few:
             records = count_of(metrics, f"{model}.records")
             if hospital is not None and records != hospital.test:
                 raise Rejected(f"tells {records} test records, expected {hospital.test} as at the start")
             told[f"{model}.records"] = records
         for name, most in expected.items():
-            if name in OF_SCORES and f"{model}.{name}" not in metrics:
-                continue  # of a system without scores
+            if name in without:
+                continue
             told[f"{model}.{name}"] = number_of(metrics, f"{model}.{name}", least=0, most=most)
     return told
 

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from shared_model import checkpoint
 from shared_model.batching import TokenRows
+from shared_model.errors import TemptError
 from shared_model.file_forms import FitResult, ModelResult, RoundsResult, read_form
 from shared_model.files import replacing, write_json
 from shared_model.metric_names import MEASURED
 from shared_model.metrics import record_metrics
 from shared_model.pretrainings import pretraining, pretrainings
 from shared_model.randomness import WHOLE_CONSORTIUM
-from shared_model.recommendation import Context, Fitted, Method, Recommended, needs_of, own_settings_of
+from shared_model.recommendation import Context, Fitted, Method, Recommended, gives_scores, needs_of, own_settings_of
 from shared_model.records import RecordSet, Split
 from shared_model.run_directory import seed_folder
 from shared_model.settings import Settings
@@ -212,6 +213,11 @@ def _evaluate(
     if not len(test):
         return {"records": 0} | dict.fromkeys(MEASURED, 0.0)
     answer = functions.answer(tensors, test, context)
+    if (answer.scores is not None) != gives_scores(functions):
+        raise TemptError(
+            f"{functions.TITLE}: answers with{'out' if answer.scores is None else ''} probabilities, and its file's "
+            "SCORES says otherwise"
+        )
     if scores is not None:
         _write_scores(scores, test, answer)
     metrics = record_metrics(answer.scores, answer.chosen, test.medications.multi_hot(context.medications))

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from shared_model.errors import TemptError
 
 _TAKEN = "pretraining"  # begins a model's name where a fit is no model's
-_NAME = re.compile(rf"(?!{_TAKEN})[a-z][a-z0-9_]*", re.ASCII)
+_STAGES = ("encoder", "tuning", "training", "evaluation")  # of the settings, beside which those of methods stand
+_NAME = re.compile(rf"(?!{_TAKEN})(?!({'|'.join(_STAGES)})$)[a-z][a-z0-9_]*", re.ASCII)
 
 
 def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def names_of_files(path: Iterable[str]) -> tuple[str, ...]:
     for name in found:
         if not _NAME.fullmatch(name):
             raise TemptError(
-                f"{name}.py: expected a name of small letters, digits and underscores that begins with a letter, and "
-                f"not with {_TAKEN}; rename the file"
+                f"{name}.py: expected a name of small letters, digits and underscores that begins with a letter, not "
+                f"with {_TAKEN}, and is none of {', '.join(_STAGES)}; rename the file"
             )
     return tuple(sorted(name.replace("_", "-") for name in found))

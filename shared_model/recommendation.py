@@ -7,6 +7,7 @@ A method is a file of `shared_model/adaptation/` or `sim/baselines/` with
     SCOPE: "consortium" | "hospital"    fitted once on every hospital's records, or once a hospital
     NEEDS: str                      the pretraining that it adapts (`shared_model/pretrainings/`); left out, none
     Settings: type[BaseModel]       settings of its own, `--set <method>.<field>=value`; left out, none
+    SCORES: bool                    False: it answers with sets, and no probabilities
     DEFAULT: bool                   False: only fitted where `--models` names it
     fit(train, validation, context) -> Fitted
     answer(tensors, records, context) -> Recommended, one row a record
@@ -115,6 +116,11 @@ def needs_of(method: Method) -> str | None:
     """The pretraining that a method adapts."""
     found: str | None = getattr(method, "NEEDS", None)
     return found
+
+
+def gives_scores(method: Method) -> bool:
+    """Whether a method answers with probabilities, and has a PRAUC."""
+    return bool(getattr(method, "SCORES", True))
 
 
 def is_default(method: Method) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -11,6 +11,7 @@ from typing import get_args
 from hospital_client.preparation_options import PreparationOptions
 from server.federation_settings import FederationSettings
 from shared_model import run_directory
+from shared_model.algorithms import chosen as strategy
 from shared_model.errors import TemptError, unknown
 from shared_model.files import real
 from shared_model.settings import Settings, resolve
@@ -48,7 +49,7 @@ class Request:
         command: the words of a command line that asked, which are kept with the results.
 
     Raises:
-        TemptError: there is no such mode, or the mode has no federation.
+        TemptError: there is no such mode, the mode has no federation, or a number is none that there can be.
     """
 
     mode: Mode
@@ -73,10 +74,25 @@ class Request:
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("data", "out"):
+            if isinstance(place := getattr(self, name), str):
+                object.__setattr__(self, name, Path(place))
         if self.mode not in get_args(Mode):
             raise unknown("mode", self.mode, get_args(Mode))
         if self.mode != "federated" and (self.federation, self.engine, self.ray_address) != (None, "inprocess", None):
             raise TemptError(f"mode={self.mode}: has no federation, engine or ray_address; use mode=federated")
+        _check_numbers("seeds", self.seeds, least=0)
+        if self.hospitals is not None:
+            _check_numbers("hospitals", self.hospitals, least=1)
+        for name, value in (("jobs", self.jobs), ("threads", self.threads)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise TemptError(f"{name}={value}: expected a whole number of at least 1")
+
+
+def _check_numbers(name: str, values: Sequence[int], *, least: int) -> None:
+    """Refuse what is no list of different whole numbers."""
+    if not values or len(set(values)) < len(values) or any(type(of) is not int or of < least for of in values):
+        raise TemptError(f"{name}={values}: expected one or more different whole numbers of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,8 @@ def resolved(request: Request) -> Resolved:
             "give at least as many jobs"
         )
     models = chosen(request.models, request.mode)
+    if request.federation is not None:
+        strategy(request.federation.strategy, request.federation.options)
     settings = resolve(request.preset, request.settings, own_settings_of(models, request.settings))
     device = pick_device(request.device)
     preparation = _preparation(request)

@@ -166,9 +166,13 @@ def _pretrain(name: str, split: Split, context: Context) -> Fitted:
 
 def _try(unit: FitUnit, split: Split, context: Context) -> Fitted:
     """The scores of every epoch, as patience never strikes; nothing else is kept."""
-    tuning = context.settings.tuning
-    settings = context.settings.model_copy(update={"tuning": tuning.model_copy(update={"patience": sys.maxsize})})
-    fitted = method(unit.model).fit(split.train, split.validation, replace(context, settings=settings))
+    endless = {"patience": sys.maxsize}
+    stages = {name: getattr(context.settings, name).model_copy(update=endless) for name in ("tuning", "training")}
+    own = context.own
+    if own is not None and "patience" in type(own).model_fields:
+        own = own.model_copy(update=endless)
+    context = replace(context, settings=context.settings.model_copy(update=stages), own=own)
+    fitted = method(unit.model).fit(split.train, split.validation, context)
     return replace(fitted, tensors={})
 
 

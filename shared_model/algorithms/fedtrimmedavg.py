@@ -15,7 +15,10 @@ _BETA = "beta"
 def least(options: Mapping[str, float]) -> int:
     """So many that one is trimmed at each end: of n updates floor(beta n) are."""
     beta = options[_BETA]
-    return next(n for n in range(math.ceil(0.9 / beta), 2**31) if int(beta * n)) if beta else 1
+    if beta < 1e-9:  # no federation has so many hospitals
+        return 10**9 if beta else 1
+    found = math.ceil(1 / beta)
+    return next(n for n in (found - 1, found, found + 1) if int(beta * n))
 
 
 ALGORITHM = replace(

@@ -50,8 +50,10 @@ def recommend(
         tell("Research software: not for clinical use.")
         return
     rest = [one for one in medications if not one.recommended][:3]
-    threshold = f"{threshold_of(run, seed):g}"
-    tell(f"{len(recommended)} of {len(medications)} medications are above the threshold {threshold}; the next:")
+    threshold = threshold_of(run, seed)
+    by_it = all(one.recommended == (one.probability is not None and one.probability > threshold) for one in medications)
+    are = f"are above the threshold {threshold:g}" if by_it else "are recommended"
+    tell(f"{len(recommended)} of {len(medications)} medications {are}; the next:")
     for one in rest:
         tell(f"{one.medication:>8}  {_probability(one):>11}  {one.name}")
     tell("Research software: not for clinical use.")

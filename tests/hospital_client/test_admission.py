@@ -69,14 +69,24 @@ def place(data: Path, tmp_path: Path) -> HospitalConfig:
 
 
 def sent(
-    place: HospitalConfig, kind: str, arrays: Arrays | None = None, *, control: bool = False, **more: Any
+    place: HospitalConfig,
+    kind: str,
+    arrays: Arrays | None = None,
+    *,
+    control: bool = False,
+    raw: dict[str, str] | None = None,
+    **more: Any,
 ) -> Message:
-    """What a hospital answers to a message with the tiny settings, but for `settings` and what else is given."""
+    """What a hospital answers to a message with the tiny settings, but for `settings` and what else is given.
+
+    Args:
+        raw: entries as they are sent.
+    """
     config = {"experiment": "x", "seed": 42, "vocabulary": DATASET.vocabulary.digest, "limit": 0.0}
     config["settings"] = consortium.settings(**more.pop("settings", {})).model_dump_json()
     own: dict[str, Any] = {"pretrain": ROUND, "tune": TUNING}.get(kind, {})
     own = own | ({"algorithm": "scaffold"} if control else {})
-    records: dict[str, Any] = {"config": ConfigRecord(config | own | more)}
+    records: dict[str, Any] = {"config": ConfigRecord(config | own | more | (raw or {}))}
     if kind != "hello":
         records["arrays"] = array_record(INITIAL if arrays is None else arrays)
     if control:
@@ -122,6 +132,23 @@ def test_what_is_refused_is_named_to_the_server_in_the_ledger_and_on_the_hospita
         )
     assert not (place.folder / admission.FILE).exists(), "what is refused is not counted"
     assert {path.name for path in place.folder.iterdir()} == {"egress"}
+
+
+def test_a_refused_request_wrote_what_it_liked_into_the_ledger(place: HospitalConfig) -> None:
+    """Megabytes of it, as refused requests are not counted."""
+    junk = "A" * 10_000
+    own = json.loads(consortium.settings().model_dump_json()) | {junk: {"x": junk}}
+    for kind, more in (
+        ("hello", {}),
+        ("pretrain", {"algorithm": junk}),
+        ("pretrain", {f"asked.{junk}": float("nan")}),
+        ("tune", {}),
+    ):
+        content = {"settings": json.dumps(own)} if not more else {}
+        assert sent(place, kind, raw=content, **more).has_error()
+    text = place.ledger().read_text()
+    assert "AAAAAAAAAA" * 10 not in text and "NaN" not in text
+    assert len(lines_of(place)) == 4
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,9 @@ def test_a_message_that_names_a_wrong_exchange_costs_nothing(tmp_path: Path) -> 
         assert found(state, serial) == serial
     assert found(state, 1) is None, "before the one before"
     assert found(state, 3) == 3
+    state.stage(4, of(4))
+    assert found(state, 1) is None
+    assert found(state, 4) == 4, "an answer that waits for the server's word"
 
 
 def test_what_another_algorithm_keeps_is_none_to_go_on_with(tmp_path: Path) -> None:

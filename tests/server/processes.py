@@ -23,7 +23,7 @@ from server.federation_settings import FederationSettings
 from shared_model.files import read_json
 from sim.cli import run as tempt
 from sim.inprocess_grid import InProcessGrid
-from tests.hospital_client.policies import write_policy
+from tests.hospital_client.policies import FEW_RECORDS, write_policy
 from tests.server.federations import Clock
 from tests.sim import consortium
 from tests.sim.consortium import assigned, command, environment
@@ -95,7 +95,8 @@ class Network:
         name = name or f"hospital-{hospital}"
         arguments = self.options(hospital, **options)
         arguments += ["--minimum-count", "1"] if "raw" in options else []
-        state = write_policy(self.root / name)  # these hospitals have few records
+        many = f"most_rounds = 1000000\n{FEW_RECORDS}"  # a quick machine does many while a test waits
+        state = write_policy(self.root / name, many)
         self.start(name, "hospital", "launch", *arguments, "--state", state, path=path)
 
     def running(self, name: str = "server") -> bool:

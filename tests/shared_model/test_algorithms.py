@@ -165,6 +165,9 @@ def test_a_strategy_that_flower_has_not_is_refused_before_anything_is_asked_for(
         ("fedtrimmedavg", {"beta": 0.25}, 4),
         ("fedtrimmedavg", {"beta": 0.001}, 1000),
         ("fedtrimmedavg", {"beta": 0.49}, 3),
+        ("fedtrimmedavg", {"beta": 1 / 49}, 50),  # as 49 times it is below 1 in floats, for Flower, too
+        ("fedtrimmedavg", {"beta": 1e-6}, 10**6),
+        ("fedtrimmedavg", {"beta": 1e-300}, 10**9),
     ],
 )
 def test_an_algorithm_says_how_many_answers_it_needs(name: str, options: dict[str, float], least: int) -> None:

@@ -120,8 +120,32 @@ def test_each_pretraining_is_computed_once_a_seed_for_all_that_need_it(run: Path
             name: read_json(run / "results.json")["models"][name]["seeds"][seed[5:]]["seconds"]
             for name in MODELS.split(",")
         }
-        assert seconds["sets-6"]["pretraining"] == seconds["norm-7"]["pretraining"] != seconds["tempt"]["pretraining"]
+        took = {name: read_json(folder / f"{name}.json")["seconds"]["fit"] for name in ("pretraining", GAPS)}
+        assert {model: of["pretraining"] for model, of in seconds.items()} == {
+            **dict.fromkeys(("sets-6", "norm-7"), took[GAPS]),
+            "tempt": took["pretraining"],
+        }
         assert all(set(of) == {"pretraining", "tuning", "evaluation"} for of in seconds.values())
+
+
+def test_an_epoch_in_common_is_chosen_of_all_epochs_also_where_a_method_has_a_patience_of_its_own(
+    data: Path, tmp_path: Path
+) -> None:
+    """The trials of a method of its own optimization had ended by patience, at the first hospital's of all."""
+    common = ("--set", "tuning.selection=common", "--set", "sets-6.patience=1", "--set", "sets-6.epochs=5")
+    assert tempt(arguments("centralized", data, tmp_path / "run", *common, models="sets-6", seeds="42")) == 0
+    trials = sorted((tmp_path / "run" / "checkpoints" / "seed-42").rglob("*trial*.json"))
+    assert {len(read_json(path)["history"]) for path in trials} == {5} and len(trials) == len(consortium.SIZES)
+
+
+def test_a_method_whose_answers_are_not_what_its_file_says_ends_in_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sim.methods import method
+
+    monkeypatch.setattr(method("sets-6"), "SCORES", True)
+    assert tempt(arguments("centralized", data, tmp_path / "run", models="sets-6", seeds="42")) != 0
+    assert "answers without probabilities, and its file's SCORES says otherwise" in capsys.readouterr().err
 
 
 def test_tempts_bits_do_not_depend_on_another_pretraining_beside_it(data: Path, run: Path, tmp_path: Path) -> None:

@@ -234,3 +234,35 @@ def test_a_place_that_is_not_there_is_told_as_what_was_expected_there(tmp_path: 
     line = mistake(capsys, words)
     assert line.endswith("no such directory; expected raw eICU tables, or a dataset of `tempt prepare`")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seeds": ()},
+        {"seeds": (42, 42)},
+        {"seeds": (-1,)},
+        {"seeds": (42.0,)},
+        {"hospitals": ()},
+        {"hospitals": (3, 3)},
+        {"hospitals": (0,)},
+        {"threads": 0},
+        {"jobs": 0},
+        {"jobs": True},
+    ],
+)
+def test_numbers_that_the_command_refuses_were_taken_from_python(more: dict[str, Any]) -> None:
+    """Runs of nothing, results of a key 42.0, torch's own error."""
+    ((name, _),) = more.items()
+    with pytest.raises(TemptError, match=f"^{name}=.*: expected "):
+        Request("local", **more)
+
+
+def test_places_may_be_text_and_a_strategy_that_lacks_an_option_is_refused_before_anything_is_made(
+    data: Path, tmp_path: Path
+) -> None:
+    request = Request("federated", data=str(data), out=str(tmp_path / "run"))  # type: ignore[arg-type]
+    assert resolved(request).run == tmp_path / "run" and resolved(request).dataset == data
+    with pytest.raises(TemptError, match="strategy 'fedprox' needs proximal_mu"):
+        run(replace(request, federation=FederationSettings(strategy="fedprox")))
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from shared_model.records import RecordSet
 TITLE = "TEMPT (few-8)"
 PAPER: dict[str, tuple[float, float | None]] = {}
 SCOPE = "hospital"
+SCORES = False
 NEEDS = "tempt"
 
 

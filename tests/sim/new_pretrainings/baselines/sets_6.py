@@ -17,6 +17,7 @@ from shared_model.training import train as fit_task
 TITLE = "Sets 6"
 PAPER = {"jaccard": (0.2844, 0.0013), "f1": (0.4252, 0.0017)}
 SCOPE = "hospital"
+SCORES = False
 NEEDS = "gaps-5"
 DEFAULT = False
 
