@@ -36,6 +36,8 @@ for address in sys.argv[1:]:
         print(urllib.request.urlopen(asked, context=context, timeout=30).status)
     except urllib.error.HTTPError as error:
         print(error.code)
+    except urllib.error.URLError as error:
+        print("closed" if isinstance(error.reason, ConnectionRefusedError) else error)
 """
 # once with an address where nobody is, so that all of Flower is imported: nobody may not be able to read this Python
 _FLWR = """
@@ -87,7 +89,8 @@ def assert_shut(root: Path, ca: Path, app: Path, home: Path) -> None:
     addresses = [f"https://127.0.0.1:{link}", *(f"http://127.0.0.1:{port}" for port in nodes)]
     assert nodes
     told = _run(_ACQUIRE_TASK, *addresses)
-    assert told.split() == ["401"] * len(addresses), told
+    # a SuperNode that no server lets in comes and goes, and may have closed its port since
+    assert "401" in told and set(told.split()) <= {"401", "closed"} and len(told.split()) == len(addresses), told
 
     home.mkdir()
     shutil.copy(ca, home / "ca.pem")

@@ -59,9 +59,11 @@ def test_a_killed_hospital_and_one_that_hangs_come_back_and_strangers_do_not_com
     parts = network.parts()
     assert sorted(map(int, parts)) == list(HOSPITALS)
     assert parts["3"]["taken"] == [1, 2, 3, 4, 5, 6]
-    assert parts["8"]["taken"] == [1, 3, 4, 5, 6] and parts["8"]["missed"] == 0, parts
-    (reason,) = parts["8"]["rejected"]
-    assert reason.startswith("round 2: error 100: TimeIsOver at "), "its work was ended, and it takes part again"
+    assert parts["8"]["taken"] == [1, 3, 4, 5, 6], parts
+    # its work was ended, and it takes part again; on busy cores the word of that comes when nobody waits for it any more
+    assert parts["8"]["missed"] + len(parts["8"]["rejected"]) == 1, parts
+    assert all(reason.startswith("round 2: error 100: TimeIsOver at ") for reason in parts["8"]["rejected"]), parts
+    assert "TimeIsOver at " in (network.root / "hospital-8" / "egress" / "8.jsonl").read_text()
     dropped = {int(h): sorted({1, 2, 3, 4, 5, 6} - set(part["taken"])) for h, part in parts.items()}
     assert dropped[21] and parts["21"]["missed"] == len(dropped[21]) and not parts["21"]["rejected"], parts
     assert max(parts["21"]["taken"]) > min(dropped[21]), "the one that was killed takes part again"
