@@ -60,7 +60,7 @@ def test_a_killed_hospital_and_one_that_hangs_come_back_and_strangers_do_not_com
     assert sorted(map(int, parts)) == list(HOSPITALS)
     assert parts["3"]["taken"] == [1, 2, 3, 4, 5, 6]
     assert parts["8"]["taken"] == [1, 3, 4, 5, 6], parts
-    # its work was ended, and it takes part again; on busy cores the word of that comes when nobody waits for it any more
+    # its work was ended, and it takes part again; on busy cores the word of that may come too late
     assert parts["8"]["missed"] + len(parts["8"]["rejected"]) == 1, parts
     assert all(reason.startswith("round 2: error 100: TimeIsOver at ") for reason in parts["8"]["rejected"]), parts
     assert "TimeIsOver at " in (network.root / "hospital-8" / "egress" / "8.jsonl").read_text()
